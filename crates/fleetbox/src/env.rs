@@ -1,0 +1,73 @@
+//! Owns every environment variable fleetbox reads. No other file may name one.
+//! It must not cache: tests and callers may change them between calls.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Where all state lives; default `~/.fleetbox`.
+pub(crate) const HOME: &str = "FLEETBOX_HOME";
+/// The executable to run as holder instead of this one.
+pub(crate) const HOLDER: &str = "FLEETBOX_HOLDER";
+/// Anything but empty, `0` or `false`: never fetch.
+pub(crate) const OFFLINE: &str = "FLEETBOX_OFFLINE";
+/// The backend to use: `qemu` or, with the unstable feature, `fake`.
+pub(crate) const BACKEND: &str = "FLEETBOX_BACKEND";
+/// Backends a test run must have, separated by commas; a missing one fails instead of skipping.
+pub(crate) const REQUIRE: &str = "FLEETBOX_REQUIRE";
+/// Seconds a guest may take until it answers.
+pub(crate) const IP_WAIT_TIMEOUT: &str = "FLEETBOX_IP_WAIT_TIMEOUT";
+/// A base URL put in place of the scheme and host of every catalog URL.
+pub(crate) const MIRROR: &str = "FLEETBOX_MIRROR";
+/// Carries the one-time token from the spawner to its holder.
+pub(crate) const HOLDER_TOKEN: &str = "FLEETBOX_HOLDER_TOKEN";
+
+pub(crate) fn os(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|v| !v.is_empty())
+}
+
+pub(crate) fn text(name: &str) -> Result<Option<String>> {
+    os(name)
+        .map(|v| {
+            v.into_string().map_err(|_| {
+                Error::new(ErrorKind::InvalidSetting, format!("{name} is not valid UTF-8"))
+            })
+        })
+        .transpose()
+}
+
+pub(crate) fn path(name: &str) -> Option<PathBuf> {
+    os(name).map(PathBuf::from)
+}
+
+pub(crate) fn offline() -> bool {
+    os(OFFLINE).is_some_and(|v| v != "0" && v != "false")
+}
+
+/// The time a guest may take to answer, from [`IP_WAIT_TIMEOUT`] (whole seconds, or with a unit:
+/// `90s`, `5m`).
+pub(crate) fn ip_wait_timeout() -> Result<Option<Duration>> {
+    let Some(value) = text(IP_WAIT_TIMEOUT)? else {
+        return Ok(None);
+    };
+    let (digits, unit) = match value.find(|c: char| !c.is_ascii_digit()) {
+        Some(at) => value.split_at(at),
+        None => (value.as_str(), "s"),
+    };
+    let seconds_per_unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => 0,
+    };
+    match digits.parse::<u64>().ok().and_then(|n| n.checked_mul(seconds_per_unit)) {
+        Some(seconds) if seconds > 0 => Ok(Some(Duration::from_secs(seconds))),
+        _ => Err(Error::new(
+            ErrorKind::InvalidSetting,
+            format!("{IP_WAIT_TIMEOUT}={value} is not a time"),
+        )
+        .hint("give seconds or a unit, such as 300 or 5m")),
+    }
+}

@@ -1,0 +1,108 @@
+//! Owns the events that long work reports: which stage of a start is under way and how far.
+//! It must not decide how they look.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// A stage of starting a VM, in the order they come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Stage {
+    /// The image is fetched, or built.
+    Download,
+    /// Disk, seed, kernel and holder are made ready.
+    Prepare,
+    /// The monitor runs; the guest's kernel has not handed over yet.
+    Kernel,
+    /// systemd runs in the guest.
+    Init,
+    /// cloud-init configures the guest.
+    CloudInit,
+    /// Waiting for the guest's sshd to let us in.
+    Ssh,
+}
+
+impl Stage {
+    /// The stage in one lowercase word.
+    ///
+    /// ```
+    /// assert_eq!(fleetbox::Stage::CloudInit.as_str(), "cloud-init");
+    /// ```
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Stage::Download => "download",
+            Stage::Prepare => "prepare",
+            Stage::Kernel => "kernel",
+            Stage::Init => "init",
+            Stage::CloudInit => "cloud-init",
+            Stage::Ssh => "ssh",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One event of long work. Events come in order; a stage may be skipped when there was nothing to
+/// do in it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Progress {
+    /// The stage begins; the one before it is over.
+    Begin(Stage),
+    /// How far the stage is, in bytes; `total` is unknown for some sources.
+    Advance {
+        /// The stage.
+        stage: Stage,
+        /// Bytes done so far.
+        done: u64,
+        /// Bytes in all, where known.
+        total: Option<u64>,
+    },
+    /// Something the user should read once: a fallback taken, an option ignored, a wait for another
+    /// process.
+    Note(String),
+    /// The VM is ready; no more events follow.
+    Ready,
+}
+
+/// Where events go: called from any thread, must be quick and must not panic.
+#[derive(Clone, Default)]
+pub(crate) struct ProgressSink(Option<Arc<dyn Fn(Progress) + Send + Sync>>);
+
+impl ProgressSink {
+    pub(crate) fn new(f: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(f)))
+    }
+
+    pub(crate) fn send(&self, event: Progress) {
+        if let Some(f) = &self.0 {
+            f(event);
+        }
+    }
+
+    pub(crate) fn begin(&self, stage: Stage) {
+        self.send(Progress::Begin(stage));
+    }
+
+    pub(crate) fn advance(&self, stage: Stage, done: u64, total: Option<u64>) {
+        self.send(Progress::Advance { stage, done, total });
+    }
+
+    /// A note is also a warning in the log, for users without a sink.
+    pub(crate) fn note(&self, text: impl Into<String>) {
+        let text = text.into();
+        tracing::warn!("{text}");
+        self.send(Progress::Note(text));
+    }
+}
+
+impl fmt::Debug for ProgressSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "ProgressSink(set)" } else { "ProgressSink(none)" })
+    }
+}

@@ -1,0 +1,2 @@
+//! Owns the one SSH connection of a VM.
+pub(crate) mod command;

@@ -1,0 +1,5 @@
+//! Owns what is on disk below the state root: where things are, their records, their locks.
+//! It must not know what a backend, an image format or SSH is.
+
+pub(crate) mod lock;
+pub(crate) mod paths;

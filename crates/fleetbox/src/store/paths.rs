@@ -1,0 +1,224 @@
+//! Owns every name on disk below the state root, and the check that sockets fit into their address.
+//! No other file may spell one. It must not read or write what the paths lead to, except to make
+//! the private directories.
+
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::env;
+use crate::error::{Error, ErrorKind, Result};
+use crate::spec::Name;
+
+/// Bytes of `sockaddr_un.sun_path` less its final NUL: 108 on Linux, 104 on macOS (unix(7), unix(4)).
+const SOCKET_PATH_MAX: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
+
+/// The state root and what lies below it.
+#[derive(Debug, Clone)]
+pub(crate) struct Paths {
+    root: PathBuf,
+}
+
+impl Paths {
+    /// The state root of this process's user: `FLEETBOX_HOME`, else `~/.fleetbox`; under sudo the
+    /// invoking user's.
+    pub(crate) fn from_env() -> Result<Self> {
+        let root = match env::path(env::HOME) {
+            Some(root) => root,
+            None => crate::sys::user::home()?.join(".fleetbox"),
+        };
+        Self::at(root)
+    }
+
+    pub(crate) fn at(root: PathBuf) -> Result<Self> {
+        let root = std::path::absolute(&root).map_err(|e| Error::io("resolve", &root, e))?;
+        Ok(Self { root })
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn images(&self) -> PathBuf {
+        self.root.join("cache/images")
+    }
+
+    pub(crate) fn kernels(&self) -> PathBuf {
+        self.root.join("cache/kernels")
+    }
+
+    pub(crate) fn keys(&self) -> PathBuf {
+        self.root.join("keys")
+    }
+
+    pub(crate) fn clusters(&self) -> PathBuf {
+        self.root.join("clusters")
+    }
+
+    pub(crate) fn cluster(&self, cluster: &Name) -> ClusterPaths {
+        ClusterPaths { dir: self.clusters().join(cluster) }
+    }
+
+    /// Makes the state root, for its owner only, and checks that it can be written and that the
+    /// sockets of `cluster` will fit.
+    pub(crate) fn prepare(&self, cluster: &Name) -> Result<ClusterPaths> {
+        let paths = self.cluster(cluster);
+        paths.check_sockets(&self.root)?;
+        for dir in [&self.root, &self.clusters(), paths.dir()] {
+            make_private_dir(dir)?;
+        }
+        Ok(paths)
+    }
+}
+
+/// The directory of one cluster.
+#[derive(Debug, Clone)]
+pub(crate) struct ClusterPaths {
+    dir: PathBuf,
+}
+
+impl ClusterPaths {
+    pub(crate) fn at(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Held by whoever creates, starts or removes members.
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.dir.join("lock")
+    }
+
+    /// Held by the holder for as long as it lives.
+    pub(crate) fn holder_lock(&self) -> PathBuf {
+        self.dir.join("holder.lock")
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.join("holder.sock")
+    }
+
+    pub(crate) fn holder_log(&self) -> PathBuf {
+        self.dir.join("holder.log")
+    }
+
+    pub(crate) fn member(&self, vm: &Name) -> MemberPaths {
+        MemberPaths { dir: self.dir.join(vm) }
+    }
+
+    fn check_sockets(&self, root: &Path) -> Result<()> {
+        let length = self.socket().as_os_str().as_bytes().len();
+        if length <= SOCKET_PATH_MAX {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::StateRoot,
+            format!(
+                "the state directory {} is too long for a socket's path ({length} bytes, {SOCKET_PATH_MAX} at most)",
+                root.display()
+            ),
+        )
+        .hint("set FLEETBOX_HOME to a shorter path"))
+    }
+}
+
+/// The directory of one VM.
+#[derive(Debug, Clone)]
+pub(crate) struct MemberPaths {
+    dir: PathBuf,
+}
+
+impl MemberPaths {
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The VM's record; a VM exists when this file does.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.dir.join("config.json")
+    }
+
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.dir.join("disk.qcow2")
+    }
+
+    pub(crate) fn seed(&self) -> PathBuf {
+        self.dir.join("seed.img")
+    }
+
+    /// What the guest wrote to its serial console since the last boot.
+    pub(crate) fn console(&self) -> PathBuf {
+        self.dir.join("console.log")
+    }
+
+    /// What the monitor itself had to say.
+    pub(crate) fn vmm_log(&self) -> PathBuf {
+        self.dir.join("vmm.log")
+    }
+
+    pub(crate) fn known_hosts(&self) -> PathBuf {
+        self.dir.join("known_hosts")
+    }
+}
+
+/// Makes `dir` and its parents readable by their owner only.
+pub(crate) fn make_private_dir(dir: &Path) -> Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| {
+        Error::new(ErrorKind::StateRoot, format!("make the state directory {}", dir.display()))
+            .hint("set FLEETBOX_HOME to a directory you can write to")
+            .source(e)
+    })
+}
+
+/// Writes a whole file or none, readable by its owner only.
+pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let io = |e| Error::io("write", path, e);
+    let mut file = tempfile::Builder::new()
+        .prefix(".new-")
+        .permissions(std::fs::Permissions::from_mode(0o600))
+        .tempfile_in(dir)
+        .map_err(io)?;
+    file.write_all(content).map_err(io)?;
+    file.as_file().sync_data().map_err(io)?;
+    file.persist(path).map_err(|e| io(e.error))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_too_long_for_a_socket_is_refused_before_anything_is_made() {
+        let base = tempfile::tempdir().unwrap();
+        let root = base.path().join("x".repeat(100));
+        let paths = Paths::at(root.clone()).unwrap();
+        let error = paths.prepare(&Name::new("web").unwrap()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StateRoot);
+        assert!(!root.exists());
+    }
+
+    #[test]
+    fn directories_are_private() {
+        let base = tempfile::tempdir().unwrap();
+        let paths = Paths::at(base.path().join("home")).unwrap();
+        let cluster = paths.prepare(&Name::new("web").unwrap()).unwrap();
+        let mode = cluster.dir().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_file_is_written_whole_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        write_atomic(&path, b"one").unwrap();
+        write_atomic(&path, b"two").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

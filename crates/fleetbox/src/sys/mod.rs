@@ -1,0 +1,5 @@
+//! Owns every call that is unsafe or particular to an operating system. It must not know what a
+//! VM is.
+#![expect(unsafe_code, reason = "the one place for it")]
+
+pub(crate) mod user;
