@@ -1,16 +1,57 @@
-//! Real Linux machines as test fixtures.
+//! Real Linux machines as test fixtures: boots stock cloud images as VMs, configures each once with
+//! cloud-init, and hands it to a test over SSH. Without root, with or without KVM; when the test
+//! ends, or dies by `kill -9`, nothing is left.
+//!
+//! ```no_run
+//! use fleetbox::Vm;
+//!
+//! #[fleetbox::test]
+//! async fn nginx_answers(vm: Vm) -> fleetbox::Result<()> {
+//!     vm.command("apt-get").args(["install", "-y", "nginx"]).sudo().run().await?;
+//!     let mut web = vm.connect(80).await?;
+//!     // … speak HTTP over `web` …
+//!     # drop(web);
+//!     Ok(())
+//! }
+//! # fn main() {}
+//! ```
+//!
+//! Modules in the order of the data's way: what a user holds (`vm`, `spec`, `error`), the pipeline
+//! of a start (`launch`, `prepare`, `images`), the conversation with the holder (`control`), the
+//! holder and what it holds (`holder`, `net`, `backend`), and SSH. ARCHITECTURE.md has the map.
 
-mod env;
-mod error;
-mod images;
-mod prepare;
-mod progress;
+mod vm;
 mod spec;
-mod ssh;
+mod error;
+mod listing;
+mod progress;
+mod timings;
+mod launch;
+mod prepare;
+pub mod images;
+mod control;
+mod holder;
+mod backend;
+mod net;
 mod store;
+mod ssh;
+mod console;
+pub mod host;
+pub mod testing;
+mod env;
 mod sys;
 
+pub use backend::Backend;
+pub use console::harmless;
 pub use error::{Error, ErrorKind, Fault, Result};
+pub use fleetbox_macros::test;
+pub use listing::{list, resolve};
 pub use progress::{Progress, Stage};
-pub use spec::Arch;
-pub use ssh::command::Output;
+pub use spec::{
+    Arch, DEFAULT_CPUS, DEFAULT_DISK_GIB, DEFAULT_IMAGE, DEFAULT_MEMORY_MIB, DEFAULT_USER,
+};
+pub use ssh::{
+    Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Output, Signal, Stdio, Terminal,
+};
+pub use timings::Timings;
+pub use vm::{State, Vm, VmBuilder, VmInfo};

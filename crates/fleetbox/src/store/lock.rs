@@ -2,9 +2,11 @@
 //! one behind. It must not store anything in the locked files.
 
 use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// A held exclusive lock; dropping it, or dying, releases it.
 #[derive(Debug)]
@@ -12,22 +14,51 @@ pub(crate) struct Lock {
     _file: File,
 }
 
+/// Opens the lock file, making its directory anew if a tidier just removed it.
 fn open(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .map_err(|e| Error::io("open lock", path, e))
+    let open = || OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+    match open() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            if let Some(dir) = path.parent() {
+                super::paths::make_private_dir(dir)?;
+            }
+            open()
+        }
+        opened => opened,
+    }
+    .map_err(|e| Error::io("open lock", path, e))
+}
+
+/// Whether the locked file is still the one at `path`: whoever had the lock may have removed it,
+/// and then the lock is worth nothing.
+fn is_current(file: &File, path: &Path) -> bool {
+    match (file.metadata(), path.metadata()) {
+        (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
 }
 
 /// Takes the lock if nobody has it.
 pub(crate) fn try_lock(path: &Path) -> Result<Option<Lock>> {
-    let file = open(path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(Lock { _file: file })),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(e)) => Err(Error::io("lock", path, e)),
+    loop {
+        let file = open(path)?;
+        match file.try_lock() {
+            Ok(()) if is_current(&file, path) => return Ok(Some(Lock { _file: file })),
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(e)) => return Err(Error::io("lock", path, e)),
+        }
+    }
+}
+
+/// Waits for a lock that is only ever held for an instant; it blocks the thread.
+pub(crate) fn lock_briefly(path: &Path) -> Result<Lock> {
+    loop {
+        let file = open(path)?;
+        file.lock().map_err(|e| Error::io("lock", path, e))?;
+        if is_current(&file, path) {
+            return Ok(Lock { _file: file });
+        }
     }
 }
 
@@ -40,13 +71,9 @@ pub(crate) async fn lock(path: &Path, waiting: impl FnOnce()) -> Result<Lock> {
     }
     waiting();
     let path = path.to_owned();
-    tokio::task::spawn_blocking(move || {
-        let file = open(&path)?;
-        file.lock().map_err(|e| Error::io("lock", &path, e))?;
-        Ok(Lock { _file: file })
-    })
-    .await
-    .map_err(|e| Error::new(crate::ErrorKind::Internal, "the lock's thread died").source(e))?
+    tokio::task::spawn_blocking(move || lock_briefly(&path))
+        .await
+        .map_err(|e| Error::new(ErrorKind::Internal, "wait for a lock").source(e))?
 }
 
 #[cfg(test)]
@@ -62,5 +89,22 @@ mod tests {
         assert!(try_lock(&path).unwrap().is_none());
         drop(first);
         assert!(try_lock(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_lock_on_a_removed_file_is_not_taken_for_the_lock() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = base.path().join("cluster");
+        std::fs::create_dir(&dir).unwrap();
+        let path = dir.join("lock");
+        let first = try_lock(&path).unwrap().unwrap();
+        let waiter = std::thread::spawn({
+            let path = path.clone();
+            move || lock_briefly(&path).unwrap()
+        });
+        std::fs::remove_dir_all(&dir).unwrap();
+        drop(first);
+        let second = waiter.join().unwrap();
+        assert!(is_current(&second._file, &path));
     }
 }

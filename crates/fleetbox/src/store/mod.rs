@@ -3,3 +3,4 @@
 
 pub(crate) mod lock;
 pub(crate) mod paths;
+pub(crate) mod record;

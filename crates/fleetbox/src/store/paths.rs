@@ -51,6 +51,20 @@ impl Paths {
         self.root.join("keys")
     }
 
+    /// The installation's private key, in the format `ssh -i` reads.
+    pub(crate) fn key(&self) -> PathBuf {
+        self.keys().join("id_ed25519")
+    }
+
+    pub(crate) fn public_key(&self) -> PathBuf {
+        self.keys().join("id_ed25519.pub")
+    }
+
+    /// Held while the installation's key is made.
+    pub(crate) fn key_lock(&self) -> PathBuf {
+        self.keys().join("lock")
+    }
+
     pub(crate) fn clusters(&self) -> PathBuf {
         self.root.join("clusters")
     }
@@ -86,9 +100,10 @@ impl ClusterPaths {
         &self.dir
     }
 
-    /// Held by whoever creates, starts or removes members.
+    /// Held by whoever creates, starts or removes members. Every name here has a dot, which no VM's
+    /// name has.
     pub(crate) fn lock(&self) -> PathBuf {
-        self.dir.join("lock")
+        self.dir.join("cluster.lock")
     }
 
     /// Held by the holder for as long as it lives.
@@ -131,6 +146,11 @@ pub(crate) struct MemberPaths {
 }
 
 impl MemberPaths {
+    /// A member that is still being made, under a temporary name.
+    pub(crate) fn at(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }

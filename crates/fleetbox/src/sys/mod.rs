@@ -2,4 +2,15 @@
 //! VM is.
 #![expect(unsafe_code, reason = "the one place for it")]
 
+pub(crate) mod fd;
+#[cfg(target_os = "linux")]
+pub(crate) mod kvm;
+#[cfg(target_os = "linux")]
+pub(crate) mod namespace;
+pub(crate) mod orphan;
+pub(crate) mod reexec;
+#[cfg(feature = "unstable-fake")]
+pub(crate) mod session;
+#[cfg(target_os = "linux")]
+pub(crate) mod tun;
 pub(crate) mod user;

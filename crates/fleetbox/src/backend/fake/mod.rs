@@ -1,0 +1,174 @@
+//! Owns the fake backend: a process that does nothing in the monitor's place, and an SSH server
+//! that runs commands on the host in the guest's. It exercises callers, control and holder across
+//! processes; it proves nothing about machines.
+
+mod guest;
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use self::guest::FakeGuest;
+use super::{Asked, BootPlan, Ended, Machine};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::Network;
+
+/// Besides SSH the fake guest serves echo (RFC 862), to test connections.
+const SSH_PORT: u16 = 22;
+const ECHO_PORT: u16 = 7;
+
+struct FakeMachine {
+    end: mpsc::Sender<&'static str>,
+    ended: Ended,
+    reboot: Box<dyn Fn() + Send + Sync>,
+}
+
+/// "Boots": the guest answers when this returns.
+pub(super) async fn boot(plan: &BootPlan, network: &Network) -> Result<impl Machine + use<>> {
+    let failed = |step: &'static str| {
+        move |e: io::Error| Error::new(ErrorKind::BackendUnavailable, step).source(e)
+    };
+    let ssh = listen(plan, network, SSH_PORT).await.map_err(failed("listen as the fake guest"))?;
+    let echo = listen(plan, network, ECHO_PORT).await.and_then(TcpListener::from_std).map_err(failed("serve echo"))?;
+    let guest = from_seed(plan).map_err(failed("read the seed"))?;
+    write_console(&plan.console).map_err(failed("write the console"))?;
+    #[expect(clippy::disallowed_methods, reason = "a backend starts its monitor")]
+    let mut command = std::process::Command::new(&plan.program);
+    // Reads until the holder's end of the pipe closes, which is never before it dies.
+    command.args(["-c", "read -r forever"]).stdin(Stdio::piped()).stdout(Stdio::null());
+    let child = Command::from(command).kill_on_drop(true).spawn().map_err(failed("run the fake monitor"))?;
+
+    let (end, end_asked) = mpsc::channel(1);
+    let (ended_sender, ended) = watch::channel(None);
+    let serving: Arc<Mutex<JoinHandle<()>>> = Arc::new(Mutex::new(serve(&ssh, &guest)));
+    let echoing = tokio::spawn(serve_echo(echo));
+    let (serving_end, console) = (serving.clone(), plan.console.clone());
+    tokio::spawn(async move {
+        let why = reap(child, end_asked).await;
+        lock(&serving_end).abort();
+        echoing.abort();
+        ended_sender.send_replace(Some(why));
+    });
+    let reboot = Box::new(move || {
+        let mut serving = lock(&serving);
+        serving.abort();
+        *serving = serve(&ssh, &guest);
+        if let Err(e) = write_console(&console) {
+            tracing::warn!("write the fake console: {e}");
+        }
+    });
+    Ok(FakeMachine { end, ended, reboot })
+}
+
+fn lock(task: &Mutex<JoinHandle<()>>) -> std::sync::MutexGuard<'_, JoinHandle<()>> {
+    task.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn listen(plan: &BootPlan, network: &Network, port: u16) -> io::Result<std::net::TcpListener> {
+    network.listen_at(SocketAddrV4::new(plan.address, port)).await
+}
+
+fn serve(ssh: &std::net::TcpListener, guest: &FakeGuest) -> JoinHandle<()> {
+    let (listener, guest) = (ssh.try_clone().and_then(TcpListener::from_std), guest.clone());
+    tokio::spawn(async move {
+        let served = match listener {
+            Ok(listener) => guest::serve(listener, guest).await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = served {
+            tracing::warn!("the fake guest ended: {e}");
+        }
+    })
+}
+
+async fn serve_echo(listener: TcpListener) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            let (mut read, mut write) = stream.split();
+            // The peer's hang-up is the end of an echo.
+            drop(tokio::io::copy(&mut read, &mut write).await);
+        });
+    }
+}
+
+async fn reap(mut child: Child, mut end_asked: mpsc::Receiver<&'static str>) -> String {
+    // `wait` would close it, and with it end the child.
+    let _forever = child.stdin.take();
+    let mut asked = None;
+    loop {
+        tokio::select! {
+            status = child.wait() => {
+                return asked.map_or_else(|| format!("its monitor ended: {status:?}"), str::to_owned);
+            }
+            why = end_asked.recv(), if asked.is_none() => {
+                asked = Some(why.unwrap_or("it was cut off"));
+                // It fails only if the child is gone already, which `wait` tells.
+                drop(child.start_kill());
+            }
+        }
+    }
+}
+
+/// What a real guest's console would show of its stages.
+fn write_console(console: &Path) -> io::Result<()> {
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(console)?;
+    file.write_all(b"Linux version 0 (fake)\nsystemd[1]: fake\nCloud-init v. 0 fake\n")
+}
+
+/// Reads its configuration from the seed, as a real guest does.
+fn from_seed(plan: &BootPlan) -> io::Result<FakeGuest> {
+    let volume = fatfs::FileSystem::new(std::fs::File::open(&plan.seed)?, fatfs::FsOptions::new())?;
+    let mut user_data = String::new();
+    volume.root_dir().open_file("user-data")?.read_to_string(&mut user_data)?;
+    let json = user_data.split_once('\n').map_or("", |(_, json)| json);
+    let config: Value = serde_json::from_str(json)?;
+    let text = |value: &Value| {
+        value.as_str().map(str::to_owned).ok_or_else(|| io::Error::other("the seed lacks a value"))
+    };
+    let user = &config["users"][0];
+    let home: PathBuf = plan.seed.with_file_name("guest");
+    std::fs::create_dir_all(&home)?;
+    Ok(FakeGuest {
+        host_key_private_openssh: text(&config["ssh_keys"]["ed25519_private"])?,
+        authorized_key: text(&user["ssh_authorized_keys"][0])?,
+        user: text(&user["name"])?,
+        hostname: plan.vm.to_string(),
+        home,
+    })
+}
+
+impl FakeMachine {
+    async fn end(&self, why: &'static str) -> Result<()> {
+        // Full or closed means it is ending already.
+        let _ = self.end.try_send(why);
+        drop(self.ended.clone().wait_for(Option::is_some).await);
+        Ok(())
+    }
+}
+
+impl Machine for FakeMachine {
+    fn power_button(&self) -> Asked<'_, ()> {
+        Box::pin(self.end("the guest shut down"))
+    }
+
+    fn reset(&self) -> Asked<'_, ()> {
+        (self.reboot)();
+        Box::pin(async { Ok(()) })
+    }
+
+    fn kill(&self) -> Asked<'_, ()> {
+        Box::pin(self.end("it was cut off"))
+    }
+
+    fn ended(&self) -> Ended {
+        self.ended.clone()
+    }
+}

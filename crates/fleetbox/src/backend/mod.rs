@@ -1,0 +1,140 @@
+//! Owns the contract between the holder and a virtual machine monitor: what to boot, and what a
+//! running machine can be asked. A backend sees a [`BootPlan`] and fds, never the store.
+
+#[cfg(feature = "unstable-fake")]
+mod fake;
+mod qemu;
+pub(crate) mod select;
+
+use std::fmt;
+use std::future::Future;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::spec::{Arch, Name};
+
+/// The program that runs machines.
+///
+/// ```
+/// use fleetbox::Backend;
+/// assert_eq!("qemu".parse::<Backend>().unwrap(), Backend::Qemu);
+/// assert!("vmware".parse::<Backend>().is_err());
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Backend {
+    /// QEMU, on KVM where that works and by software emulation elsewhere.
+    Qemu,
+    /// No machine at all: a process that answers SSH, to test coordination. Only with the feature
+    /// `unstable-fake`, and never chosen by itself.
+    Fake,
+}
+
+impl Backend {
+    /// The word used in `FLEETBOX_BACKEND` and `--backend`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Backend::Qemu => "qemu",
+            Backend::Fake => "fake",
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Backend {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "qemu" => Ok(Backend::Qemu),
+            "fake" => Ok(Backend::Fake),
+            _ => Err(Error::new(
+                ErrorKind::InvalidSetting,
+                format!("unknown backend \"{}\"", text.escape_debug()),
+            )
+            .hint("use qemu")),
+        }
+    }
+}
+
+/// How the guest's instructions are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Accel {
+    /// The host's processor.
+    Kvm,
+    /// QEMU's software emulation.
+    Tcg,
+}
+
+/// Everything a backend needs to boot one machine; made by `launch`, sent to the holder.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct BootPlan {
+    pub vm: Name,
+    pub backend: Backend,
+    pub program: PathBuf,
+    pub accel: Accel,
+    pub arch: Arch,
+    pub cpus: u32,
+    pub memory_mib: u32,
+    pub kernel: PathBuf,
+    pub initrd: Option<PathBuf>,
+    pub cmdline: String,
+    pub disk: PathBuf,
+    pub seed: PathBuf,
+    pub mac: String,
+    pub address: Ipv4Addr,
+    pub console: PathBuf,
+    pub vmm_log: PathBuf,
+    /// The disk goes with the holder, so writes need not survive a crash.
+    pub ephemeral: bool,
+}
+
+pub(crate) type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+
+/// Why a machine is no longer running; `None` while it is.
+pub(crate) type Ended = watch::Receiver<Option<String>>;
+
+/// A running machine. Every call may be made at any time and more than once; after the end they do
+/// nothing and succeed. Dropping it ends the monitor.
+pub(crate) trait Machine: Send + Sync {
+    /// Presses the power button; the guest decides what follows.
+    fn power_button(&self) -> Asked<'_, ()>;
+    /// Presses the reset button.
+    fn reset(&self) -> Asked<'_, ()>;
+    /// Ends the monitor at once, as a power cut would.
+    fn kill(&self) -> Asked<'_, ()>;
+    /// Tells when and why it ended.
+    fn ended(&self) -> Ended;
+}
+
+/// Starts the machine of `plan` on `tap`. Returns once the monitor answers.
+pub(crate) async fn boot(
+    plan: &BootPlan,
+    network: &crate::net::Network,
+    tap_number: u32,
+) -> Result<Box<dyn Machine>> {
+    match plan.backend {
+        Backend::Qemu => {
+            let tap: OwnedFd = network.tap(crate::net::plan::tap_name(tap_number)).await?;
+            Ok(Box::new(qemu::boot(plan, tap).await?))
+        }
+        #[cfg(feature = "unstable-fake")]
+        Backend::Fake => Ok(Box::new(fake::boot(plan, network).await?)),
+        #[cfg(not(feature = "unstable-fake"))]
+        Backend::Fake => Err(select::fake_is_off()),
+    }
+}

@@ -1,0 +1,171 @@
+//! Owns QEMU's command line. Pure: a plan in, arguments out.
+
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use crate::backend::{Accel, BootPlan};
+use crate::spec::Arch;
+
+/// Where QEMU finds its tap and its QMP connection.
+pub(super) const TAP_FD: RawFd = 10;
+pub(super) const QMP_FD: RawFd = 11;
+
+/// Translated code kept, in MiB. Without a bound QEMU takes a gigabyte; a booted Debian needs less
+/// than this.
+const TRANSLATION_CACHE_MIB: u32 = 512;
+
+pub(super) fn arguments(plan: &BootPlan) -> Vec<String> {
+    let mut args = Args(Vec::new());
+    args.add("-name", format!("guest={},debug-threads=on", plan.vm));
+    args.flag("-nodefaults");
+    args.flag("-no-user-config");
+    // What the guest can break in QEMU stays in QEMU.
+    args.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    args.add("-display", "none");
+    machine(&mut args, plan);
+    args.add("-smp", plan.cpus.to_string());
+    args.add("-m", format!("{}M", plan.memory_mib));
+    args.add("-kernel", path(&plan.kernel));
+    if let Some(initrd) = &plan.initrd {
+        args.add("-initrd", path(initrd));
+    }
+    args.add("-append", plan.cmdline.clone());
+    disks(&mut args, plan);
+    args.add("-netdev", format!("tap,id=net0,fd={TAP_FD},vhost=off"));
+    // No option ROM: nothing boots from the network.
+    args.add("-device", format!("virtio-net-pci,netdev=net0,mac={},romfile=", plan.mac));
+    args.add("-object", "rng-random,id=rng0,filename=/dev/urandom");
+    args.add("-device", "virtio-rng-pci,rng=rng0");
+    args.add("-chardev", format!("file,id=console0,path={}", option(&path(&plan.console))));
+    args.add("-serial", "chardev:console0");
+    args.add("-chardev", format!("socket,id=qmp0,fd={QMP_FD}"));
+    args.add("-mon", "chardev=qmp0,mode=control");
+    args.0
+}
+
+fn machine(args: &mut Args, plan: &BootPlan) {
+    let machine = match plan.arch {
+        Arch::X86_64 => "q35,hpet=off",
+        Arch::Aarch64 => "virt",
+    };
+    args.add("-machine", machine);
+    match plan.accel {
+        Accel::Kvm => {
+            args.add("-accel", "kvm");
+            args.add("-cpu", "host");
+        }
+        Accel::Tcg => {
+            args.add("-accel", format!("tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}"));
+            // The architected pointer authentication is very slow to emulate (QEMU's
+            // docs/system/arm/cpu-features.rst).
+            args.add("-cpu", if plan.arch == Arch::Aarch64 { "max,pauth-impdef=on" } else { "max" });
+        }
+    }
+}
+
+fn disks(args: &mut Args, plan: &BootPlan) {
+    // `unsafe` ignores flushes, also those that keep qcow2's own tables whole: only for disks that
+    // nobody sees after a crash.
+    let cache = if plan.ephemeral { "unsafe" } else { "writeback" };
+    args.add(
+        "-drive",
+        format!(
+            "if=none,id=disk0,file={},format=qcow2,cache={cache},discard=unmap",
+            option(&path(&plan.disk))
+        ),
+    );
+    args.add("-device", "virtio-blk-pci,drive=disk0");
+    args.add(
+        "-drive",
+        format!(
+            "if=none,id=seed0,file={},format=raw,readonly=on",
+            option(&path(&plan.seed))
+        ),
+    );
+    args.add("-device", "virtio-blk-pci,drive=seed0");
+}
+
+fn path(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// Inside an option list a comma is doubled (qemu(1), "Options").
+fn option(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+struct Args(Vec<String>);
+
+impl Args {
+    fn flag(&mut self, flag: &str) {
+        self.0.push(flag.to_owned());
+    }
+
+    fn add(&mut self, flag: &str, value: impl Into<String>) {
+        self.flag(flag);
+        self.0.push(value.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+    use crate::spec::Name;
+    use std::net::Ipv4Addr;
+
+    fn plan() -> BootPlan {
+        BootPlan {
+            vm: Name::new("web").unwrap(),
+            backend: Backend::Qemu,
+            program: "/usr/bin/qemu-system-x86_64".into(),
+            accel: Accel::Tcg,
+            arch: Arch::X86_64,
+            cpus: 2,
+            memory_mib: 1024,
+            kernel: "/k".into(),
+            initrd: Some("/i".into()),
+            cmdline: "root=/dev/vda1 console=ttyS0".into(),
+            disk: "/a,b/disk.qcow2".into(),
+            seed: "/seed.img".into(),
+            mac: "52:54:00:00:00:01".into(),
+            address: Ipv4Addr::new(10, 0, 0, 2),
+            console: "/console.log".into(),
+            vmm_log: "/vmm.log".into(),
+            ephemeral: false,
+        }
+    }
+
+    fn line(plan: &BootPlan) -> String {
+        arguments(plan).join(" ")
+    }
+
+    #[test]
+    fn emulation_bounds_its_cache_and_kvm_takes_the_hosts_processor() {
+        assert!(line(&plan()).contains("-accel tcg,thread=multi,tb-size=512 -cpu max -smp 2"));
+        let kvm = BootPlan { accel: Accel::Kvm, ..plan() };
+        assert!(line(&kvm).contains("-accel kvm -cpu host"));
+    }
+
+    #[test]
+    fn arm_guests_get_the_virt_machine() {
+        let arm = BootPlan { arch: Arch::Aarch64, ..plan() };
+        assert!(line(&arm).contains("-machine virt -accel tcg,thread=multi,tb-size=512 -cpu max,pauth-impdef=on"));
+    }
+
+    #[test]
+    fn only_throw_away_disks_ignore_flushes() {
+        assert!(line(&plan()).contains("cache=writeback"));
+        assert!(line(&BootPlan { ephemeral: true, ..plan() }).contains("cache=unsafe"));
+    }
+
+    #[test]
+    fn commas_in_paths_stay_in_the_path() {
+        assert!(line(&plan()).contains("file=/a,,b/disk.qcow2,format=qcow2"));
+    }
+
+    #[test]
+    fn the_initrd_is_optional() {
+        assert!(!line(&BootPlan { initrd: None, ..plan() }).contains("-initrd"));
+    }
+}

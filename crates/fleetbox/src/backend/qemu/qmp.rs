@@ -1,0 +1,172 @@
+//! Owns the QEMU Machine Protocol: JSON lines, commands answered by id, events in between
+//! (qemu-qmp-ref(7)). It must not know what the commands mean.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::{mpsc, oneshot};
+
+/// QEMU answers its main loop's commands at once unless it hangs.
+const ANSWER_WAIT: Duration = Duration::from_secs(20);
+
+#[derive(Debug)]
+pub(super) struct QmpEvent {
+    pub name: String,
+    /// For `SHUTDOWN`: whether the guest itself caused it.
+    pub by_guest: bool,
+}
+
+type Waiting = Arc<Mutex<Pending>>;
+
+#[derive(Default)]
+struct Pending {
+    next_id: u64,
+    by_id: HashMap<u64, oneshot::Sender<io::Result<Value>>>,
+    closed: bool,
+}
+
+pub(super) struct Qmp {
+    writer: tokio::sync::Mutex<OwnedWriteHalf>,
+    waiting: Waiting,
+}
+
+impl Qmp {
+    /// Takes the greeting and leaves negotiation mode.
+    pub(super) async fn connect(
+        stream: UnixStream,
+        events: mpsc::UnboundedSender<QmpEvent>,
+    ) -> io::Result<Self> {
+        let (reader, writer) = stream.into_split();
+        let mut reader = BufReader::new(reader);
+        let mut greeting = String::new();
+        if reader.read_line(&mut greeting).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let waiting = Waiting::default();
+        tokio::spawn(read_all(reader, waiting.clone(), events));
+        let qmp = Self { writer: tokio::sync::Mutex::new(writer), waiting };
+        qmp.execute("qmp_capabilities").await?;
+        Ok(qmp)
+    }
+
+    /// Runs a command without arguments and waits for its answer.
+    pub(super) async fn execute(&self, command: &str) -> io::Result<()> {
+        let (sender, receiver) = oneshot::channel();
+        let id = {
+            let mut pending = lock(&self.waiting);
+            if pending.closed {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
+            pending.next_id += 1;
+            let id = pending.next_id;
+            pending.by_id.insert(id, sender);
+            id
+        };
+        let mut line = json!({ "execute": command, "id": id }).to_string();
+        line.push('\n');
+        self.writer.lock().await.write_all(line.as_bytes()).await?;
+        let answer = tokio::time::timeout(ANSWER_WAIT, receiver).await;
+        lock(&self.waiting).by_id.remove(&id);
+        match answer {
+            Ok(Ok(answer)) => answer.map(|_| ()),
+            Ok(Err(_)) => Err(io::ErrorKind::NotConnected.into()),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
+fn lock(waiting: &Waiting) -> std::sync::MutexGuard<'_, Pending> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn read_all(
+    mut reader: impl tokio::io::AsyncBufRead + Unpin,
+    waiting: Waiting,
+    events: mpsc::UnboundedSender<QmpEvent>,
+) {
+    let mut line = String::new();
+    while matches!(reader.read_line(&mut line).await, Ok(n) if n > 0) {
+        match serde_json::from_str::<Value>(&line) {
+            Ok(message) => take(&message, &waiting, &events),
+            Err(e) => tracing::warn!("a line from QEMU is not JSON: {e}"),
+        }
+        line.clear();
+    }
+    let mut pending = lock(&waiting);
+    pending.closed = true;
+    // Dropping the senders tells everyone who waits.
+    pending.by_id.clear();
+}
+
+fn take(message: &Value, waiting: &Waiting, events: &mpsc::UnboundedSender<QmpEvent>) {
+    if let Some(name) = message["event"].as_str() {
+        tracing::debug!("QEMU event {name}");
+        let by_guest = message["data"]["guest"].as_bool().unwrap_or(false);
+        // Nobody listens any more once the machine is gone.
+        drop(events.send(QmpEvent { name: name.to_owned(), by_guest }));
+        return;
+    }
+    let Some(sender) = message["id"].as_u64().and_then(|id| lock(waiting).by_id.remove(&id)) else {
+        return;
+    };
+    let answer = match message["error"]["desc"].as_str() {
+        Some(description) => Err(io::Error::other(description.to_owned())),
+        None => Ok(message["return"].clone()),
+    };
+    // The asker may have given up.
+    drop(sender.send(answer));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt;
+
+    async fn talk(script: &'static [(&'static str, &'static str)]) -> (Qmp, mpsc::UnboundedReceiver<QmpEvent>) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        tokio::spawn(async move {
+            theirs.write_all(b"{\"QMP\": {}}\r\n").await.unwrap();
+            let mut buffer = [0; 1024];
+            for (expected, answer) in script {
+                let n = theirs.read(&mut buffer).await.unwrap();
+                let text = std::str::from_utf8(&buffer[..n]).unwrap();
+                assert!(text.contains(expected), "{text}");
+                theirs.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let (sender, events) = mpsc::unbounded_channel();
+        (Qmp::connect(ours, sender).await.unwrap(), events)
+    }
+
+    #[tokio::test]
+    async fn answers_find_their_command_past_events_and_noise() {
+        let (qmp, mut events) = talk(&[
+            ("qmp_capabilities", "{\"return\": {}, \"id\": 1}\r\n"),
+            (
+                "system_powerdown",
+                "noise\r\n{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true}}\r\n{\"return\": {}, \"id\": 2}\r\n",
+            ),
+        ])
+        .await;
+        qmp.execute("system_powerdown").await.unwrap();
+        let event = events.recv().await.unwrap();
+        assert!(event.by_guest && event.name == "SHUTDOWN");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_and_a_hang_up_are_errors() {
+        let (qmp, _events) = talk(&[
+            ("qmp_capabilities", "{\"return\": {}, \"id\": 1}\r\n"),
+            ("bad", "{\"error\": {\"class\": \"X\", \"desc\": \"no such thing\"}, \"id\": 2}\r\n"),
+        ])
+        .await;
+        assert_eq!(qmp.execute("bad").await.unwrap_err().to_string(), "no such thing");
+        assert!(qmp.execute("anything").await.is_err());
+    }
+}

@@ -1,0 +1,196 @@
+//! Owns the caller's side: finding a live holder, one request and its reply, holding it. It must
+//! not start holders; `launch` does.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+
+use super::PROTOCOL;
+use super::frame::Frames;
+use super::message::{Booted, Envelope, Event, HolderStatus, Reply, Request};
+use crate::backend::BootPlan;
+use crate::error::{Error, ErrorKind, Result};
+use crate::spec::Name;
+
+/// A holder does no slow work before it answers, save stopping and connecting, which carry their
+/// own times.
+const REPLY_WAIT: Duration = Duration::from_secs(30);
+
+/// The address of one cluster's holder. Cheap to copy around; every request opens a connection of
+/// its own, so a caller can always be dropped without leaving half a conversation behind.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    pub(crate) fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// Whether a holder answers at all; `None` if there is none.
+    pub(crate) async fn find(&self) -> Result<Option<HolderStatus>> {
+        match self.status().await {
+            Ok(status) => Ok(Some(status)),
+            Err(e) if e.kind() == ErrorKind::NotRunning => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    pub(crate) async fn status(&self) -> Result<HolderStatus> {
+        let mut frames = self.dial().await?;
+        let pid = frames.peer_pid();
+        match within(REPLY_WAIT, &mut frames, Request::Status, &self.socket).await? {
+            Reply::Status(status) => Ok(HolderStatus { pid, ..status }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub(crate) async fn boot(&self, plan: BootPlan) -> Result<Booted> {
+        match self.ask(Request::Boot { plan: Box::new(plan) }, REPLY_WAIT).await?.0 {
+            Reply::Booted(booted) => Ok(booted),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub(crate) async fn detach(&self) -> Result<()> {
+        self.done(Request::Detach, REPLY_WAIT).await
+    }
+
+    pub(crate) async fn stop(&self, vm: &Name, grace: Duration) -> Result<()> {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        self.done(Request::Stop { vm: vm.clone(), grace_ms }, grace + REPLY_WAIT).await
+    }
+
+    pub(crate) async fn kill(&self, vm: &Name) -> Result<()> {
+        self.done(Request::Kill { vm: vm.clone() }, REPLY_WAIT).await
+    }
+
+    pub(crate) async fn reset(&self, vm: &Name) -> Result<()> {
+        self.done(Request::Reset { vm: vm.clone() }, REPLY_WAIT).await
+    }
+
+    pub(crate) async fn close(&self) -> Result<()> {
+        self.done(Request::Close, REPLY_WAIT).await
+    }
+
+    /// A socket connected to the guest's port from inside the cluster's network.
+    pub(crate) async fn connect(&self, vm: &Name, port: u16) -> Result<OwnedFd> {
+        match self.ask(Request::Connect { vm: vm.clone(), port }, REPLY_WAIT).await? {
+            (Reply::Connected, Some(fd)) => Ok(fd),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    pub(crate) async fn forward(&self, vm: &Name, port: u16, listen: SocketAddr) -> Result<SocketAddr> {
+        let request = Request::Forward { vm: vm.clone(), port, listen };
+        match self.ask(request, REPLY_WAIT).await?.0 {
+            Reply::Forwarded { address } => Ok(address),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Keeps the holder alive for as long as the returned [`Hold`] lives.
+    pub(crate) async fn hold(&self) -> Result<Hold> {
+        let mut frames = self.dial().await?;
+        exchange(&mut frames, Request::Hold, &self.socket).await.and_then(|reply| match reply {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        })?;
+        Ok(Hold { frames })
+    }
+
+    async fn done(&self, request: Request, wait: Duration) -> Result<()> {
+        match self.ask(request, wait).await?.0 {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn ask(&self, request: Request, wait: Duration) -> Result<(Reply, Option<OwnedFd>)> {
+        let mut frames = self.dial().await?;
+        let reply = within(wait, &mut frames, request, &self.socket).await?;
+        Ok((reply, frames.take_fd()))
+    }
+
+    async fn dial(&self) -> Result<Frames> {
+        match UnixStream::connect(&self.socket).await {
+            Ok(socket) => Ok(Frames::new(socket)),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                Err(Error::new(ErrorKind::NotRunning, "reach a holder: none is running")
+                    .hint("start the VM first"))
+            }
+            Err(e) => Err(Error::io("connect to", &self.socket, e)),
+        }
+    }
+}
+
+/// The right to a living holder: it ends when the last of these is dropped, unless detached.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    frames: Frames,
+}
+
+impl Hold {
+    /// From the inherited connection of a holder this process just started: opens it.
+    pub(crate) async fn open(socket: UnixStream, cluster: &Name, dir: &Path) -> Result<Self> {
+        let mut frames = Frames::new(socket);
+        let request = Request::Open { cluster: cluster.clone(), dir: dir.to_owned() };
+        match exchange(&mut frames, request, dir).await? {
+            Reply::Done => Ok(Self { frames }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The next event; the error says the holder died. Safe to cancel.
+    pub(crate) async fn next(&mut self) -> Result<Event> {
+        match self.frames.receive().await {
+            Ok(Some(event)) => Ok(event),
+            Ok(None) => Err(died(None)),
+            Err(e) => Err(died(Some(e))),
+        }
+    }
+}
+
+fn died(source: Option<io::Error>) -> Error {
+    let error = Error::new(ErrorKind::HolderDied, "keep the holder: it ended, and its VMs with it")
+        .hint("see holder.log in the cluster's directory; start the VM again");
+    match source {
+        Some(e) => error.source(e),
+        None => error,
+    }
+}
+
+async fn within(wait: Duration, frames: &mut Frames, request: Request, at: &Path) -> Result<Reply> {
+    tokio::time::timeout(wait, exchange(frames, request, at)).await.map_err(|_| {
+        Error::new(ErrorKind::HolderUnavailable, format!("hear from the holder at {}", at.display()))
+            .hint("see holder.log beside the socket; end a hanging holder by its pid")
+    })?
+}
+
+async fn exchange(frames: &mut Frames, request: Request, at: &Path) -> Result<Reply> {
+    let envelope =
+        Envelope { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned(), request };
+    // A holder that refuses early closes its end while we still write; its reply says why.
+    let sent = frames.send(&envelope, None).await;
+    match frames.receive().await {
+        Ok(Some(Reply::Error(wire))) => Err(wire.into()),
+        Ok(Some(reply)) => Ok(reply),
+        Ok(None) => Err(died(sent.err())),
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(Error::new(
+            ErrorKind::ProtocolMismatch,
+            format!("understand the holder at {}", at.display()),
+        )
+        .hint("it is of another release: stop its VMs with that release's `fleetbox down`, then start them again")
+        .source(e)),
+        Err(e) => Err(died(Some(e))),
+    }
+}
+
+fn unexpected(reply: &Reply) -> Error {
+    Error::new(ErrorKind::Internal, format!("make sense of the holder's reply {reply:?}"))
+}

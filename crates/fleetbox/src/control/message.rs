@@ -1,0 +1,184 @@
+//! Owns the wire types. They are frozen: a field is only ever added with a default, anything else
+//! raises [`super::PROTOCOL`]. No behaviour here.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::BootPlan;
+use crate::error::{Error, ErrorKind};
+use crate::spec::Name;
+
+/// What every connection begins with.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Envelope {
+    pub protocol: u32,
+    /// The speaker's release, for the error a stale peer gets.
+    #[serde(default)]
+    pub version: String,
+    #[serde(flatten)]
+    pub request: Request,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub(crate) enum Request {
+    /// The first message on the inherited connection; that connection then holds.
+    Open { cluster: Name, dir: PathBuf },
+    /// Keeps the holder alive while the connection is open, and carries its events.
+    Hold,
+    /// The holder stays when nobody holds it any more.
+    Detach,
+    Boot { plan: Box<BootPlan> },
+    Status,
+    /// Presses the power button, and forces after the grace time.
+    Stop { vm: Name, grace_ms: u64 },
+    /// Ends the monitor at once.
+    Kill { vm: Name },
+    /// Presses the reset button.
+    Reset { vm: Name },
+    /// Asks for a connected socket; the reply carries the fd.
+    Connect { vm: Name, port: u16 },
+    /// Listens on a loopback port for a port of the guest.
+    Forward { vm: Name, port: u16, listen: SocketAddr },
+    /// Ends the holder and all it holds.
+    Close,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Reply {
+    Done,
+    Status(HolderStatus),
+    Booted(Booted),
+    /// The fd comes with this very message.
+    Connected,
+    Forwarded { address: SocketAddr },
+    Error(WireError),
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct HolderStatus {
+    pub version: String,
+    /// Inside its namespace the holder is always 1, so the caller fills this in from the
+    /// connection's credentials.
+    #[serde(skip)]
+    pub pid: Option<u32>,
+    pub detached: bool,
+    pub members: Vec<MemberStatus>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct MemberStatus {
+    pub vm: Name,
+    pub running: bool,
+    pub address: Ipv4Addr,
+    /// Why the monitor ended, if it did.
+    #[serde(default)]
+    pub ended: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Booted {
+    pub address: Ipv4Addr,
+    /// Whether this request started it, or it was running already.
+    pub started: bool,
+}
+
+/// What a hold connection carries.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum Event {
+    /// The monitor of a member ended.
+    Ended { vm: Name, why: String },
+}
+
+/// An [`Error`] on the wire.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct WireError {
+    pub kind: String,
+    pub message: String,
+    #[serde(default)]
+    pub vm: Option<String>,
+    #[serde(default)]
+    pub hint: Option<String>,
+    #[serde(default)]
+    pub detail: Option<String>,
+}
+
+impl From<&Error> for WireError {
+    fn from(error: &Error) -> Self {
+        let mut message = error.message().to_owned();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            message = format!("{message}: {cause}");
+            source = cause.source();
+        }
+        Self {
+            kind: error.kind().as_str().to_owned(),
+            message,
+            vm: error.vm_name().map(str::to_owned),
+            hint: error.hint_text().map(str::to_owned),
+            detail: error.detail_text().map(str::to_owned),
+        }
+    }
+}
+
+impl From<WireError> for Error {
+    fn from(wire: WireError) -> Self {
+        let mut error = Error::new(ErrorKind::from_word(&wire.kind), wire.message);
+        if let Some(vm) = wire.vm {
+            error = error.vm(vm);
+        }
+        if let Some(hint) = wire.hint {
+            error = error.hint(hint);
+        }
+        if let Some(detail) = wire.detail {
+            error = error.detail(detail);
+        }
+        error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Samples of protocol 1, kept for ever.
+    #[test]
+    fn old_samples_still_read() {
+        for sample in [
+            r#"{"protocol":1,"version":"0.1.0","op":"hold"}"#,
+            r#"{"protocol":1,"op":"status"}"#,
+            r#"{"protocol":1,"op":"stop","vm":"web","grace_ms":15000}"#,
+            r#"{"protocol":1,"op":"connect","vm":"web-1","port":22}"#,
+            r#"{"protocol":1,"op":"forward","vm":"web","port":80,"listen":"127.0.0.1:0"}"#,
+        ] {
+            let envelope: Envelope = serde_json::from_str(sample).unwrap();
+            assert_eq!(envelope.protocol, 1);
+        }
+        let reply: Reply = serde_json::from_str(
+            r#"{"status":{"version":"0.1.0","detached":true,"members":[{"vm":"web","running":true,"address":"10.9.0.10"}]}}"#,
+        )
+        .unwrap();
+        assert!(matches!(reply, Reply::Status(s) if s.members[0].running));
+    }
+
+    #[test]
+    fn a_name_on_the_wire_is_checked() {
+        assert!(
+            serde_json::from_str::<Envelope>(r#"{"protocol":1,"op":"kill","vm":"../x"}"#).is_err()
+        );
+    }
+
+    #[test]
+    fn an_error_keeps_kind_hint_and_causes_over_the_wire() {
+        let error = Error::new(ErrorKind::HostUnsupported, "make a tap")
+            .hint("do this")
+            .source(std::io::Error::other("no such device"));
+        let back = Error::from(WireError::from(&error));
+        assert_eq!(back.kind(), ErrorKind::HostUnsupported);
+        assert_eq!(back.report(), "make a tap: no such device\nhint: do this");
+    }
+}

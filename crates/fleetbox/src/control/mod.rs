@@ -1,0 +1,9 @@
+//! Owns the conversation between a caller and a holder: newline-delimited JSON over a unix socket,
+//! one request a connection. It must not know how either side does its work.
+
+pub(crate) mod client;
+pub(crate) mod frame;
+pub(crate) mod message;
+
+/// The version of the wire protocol. A peer of another one is refused with the fix.
+pub(crate) const PROTOCOL: u32 = 1;

@@ -1,0 +1,202 @@
+//! Owns the holder's socket: who may ask, reading a request, sending the reply, and when the
+//! holder's life is over. It must not do what is asked itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{WaitOptions, waitpid};
+use tokio::net::{TcpListener, UdpSocket, UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::Ready;
+use super::state::State;
+use crate::control::PROTOCOL;
+use crate::control::frame::Frames;
+use crate::control::message::{Envelope, Reply, Request, WireError};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{self, Listeners, Names};
+use crate::store::paths::ClusterPaths;
+use crate::sys::orphan::ended_child;
+
+/// A peer that connects and says nothing is dropped.
+const REQUEST_WAIT: Duration = Duration::from_secs(10);
+/// tokio reaps its own children at once; a zombie still there after this is an orphan that pid 1
+/// inherited.
+const ORPHAN_WAIT: Duration = Duration::from_secs(1);
+/// Replies on their way when the holder ends.
+const FAREWELL_WAIT: Duration = Duration::from_millis(200);
+
+/// Serves until the holder's life is over, then ends its machines.
+pub(super) async fn serve(
+    dir: &ClusterPaths,
+    ready: Ready,
+    opener: std::os::unix::net::UnixStream,
+) -> Result<()> {
+    let Ready { _lock, listener, network, listeners } = ready;
+    let internal = |e| Error::new(ErrorKind::Internal, "start serving").source(e);
+    let names = Names::default();
+    let state = State::new(network, names.clone());
+    serve_guests(listeners, names).map_err(internal)?;
+    let listener = UnixListener::from_std(listener).map_err(internal)?;
+    opener.set_nonblocking(true).map_err(internal)?;
+    let opener = Frames::new(UnixStream::from_std(opener).map_err(internal)?);
+    tokio::spawn(reap_orphans());
+    let mut life = state.life();
+    let mut terminate = signal(SignalKind::terminate()).map_err(internal)?;
+    // The spawner's connection holds from the start.
+    let holding = state.hold();
+    tokio::spawn(hold_connection(opener, state.clone(), holding));
+    tracing::info!("holds {}", dir.dir().display());
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((socket, _)) => {
+                    tokio::spawn(connection(Frames::new(socket), state.clone()));
+                }
+                Err(e) => {
+                    tracing::warn!("accept: {e}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            _ = life.wait_for(|life| life.is_over()) => break,
+            _ = terminate.recv() => break,
+        }
+    }
+    tracing::info!("ends");
+    // No new caller finds us from here on.
+    drop(listener);
+    drop(std::fs::remove_file(dir.socket()));
+    state.kill_all().await;
+    tokio::time::sleep(FAREWELL_WAIT).await;
+    Ok(())
+}
+
+fn serve_guests(listeners: Listeners, names: Names) -> std::io::Result<()> {
+    let udp = UdpSocket::from_std(listeners.dns_udp)?;
+    let tcp = TcpListener::from_std(listeners.dns_tcp)?;
+    tokio::spawn(net::serve_dns(udp, tcp, names));
+    match listeners.egress {
+        Ok(listener) => {
+            tokio::spawn(net::serve_egress(TcpListener::from_std(listener)?));
+        }
+        Err(why) => tracing::warn!(
+            "guests cannot reach the world: this kernel cannot redirect their connections ({why})"
+        ),
+    }
+    Ok(())
+}
+
+async fn reap_orphans() {
+    let Ok(mut children) = signal(SignalKind::child()) else { return };
+    while children.recv().await.is_some() {
+        while let Some(pid) = ended_child() {
+            tokio::time::sleep(ORPHAN_WAIT).await;
+            if ended_child() == Some(pid) {
+                // Gone already is as good.
+                let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+            }
+        }
+    }
+}
+
+async fn connection(mut frames: Frames, state: Arc<State>) {
+    // In a user namespace only our own user maps to our id.
+    let own = rustix::process::geteuid().as_raw();
+    if frames.peer_uid().ok() != Some(own) {
+        return;
+    }
+    let envelope = match tokio::time::timeout(REQUEST_WAIT, frames.receive::<Envelope>()).await {
+        Ok(Ok(Some(envelope))) => envelope,
+        Ok(Err(e)) => {
+            let error = Error::new(ErrorKind::ProtocolMismatch, "understand the request")
+                .hint(format!("use fleetbox {}, which this holder is", env!("CARGO_PKG_VERSION")))
+                .source(e);
+            drop(frames.send(&Reply::Error(WireError::from(&error)), None).await);
+            return;
+        }
+        Ok(Ok(None)) | Err(_) => return,
+    };
+    if envelope.protocol != PROTOCOL {
+        let error = super::other_protocol(&envelope);
+        drop(frames.send(&Reply::Error(WireError::from(&error)), None).await);
+        return;
+    }
+    if matches!(envelope.request, Request::Hold) {
+        let holding = state.hold();
+        hold_connection(frames, state, holding).await;
+        return;
+    }
+    let (reply, fd) = match answer(envelope.request, &state).await {
+        Ok((reply, fd)) => (reply, fd),
+        Err(error) => (Reply::Error(WireError::from(&error)), None),
+    };
+    use std::os::fd::AsFd;
+    if let Err(e) = frames.send(&reply, fd.as_ref().map(AsFd::as_fd)).await {
+        tracing::debug!("a caller left before its reply: {e}");
+    }
+}
+
+async fn answer(request: Request, state: &Arc<State>) -> Result<(Reply, Option<std::os::fd::OwnedFd>)> {
+    let reply = match request {
+        Request::Open { .. } | Request::Hold => {
+            return Err(Error::new(ErrorKind::ProtocolMismatch, "open a holder twice"));
+        }
+        Request::Detach => {
+            state.detach();
+            Reply::Done
+        }
+        Request::Boot { plan } => Reply::Booted(state.boot(*plan).await?),
+        Request::Status => Reply::Status(state.status()),
+        Request::Stop { vm, grace_ms } => {
+            state.stop(&vm, Duration::from_millis(grace_ms)).await?;
+            Reply::Done
+        }
+        Request::Kill { vm } => {
+            state.kill(&vm).await?;
+            Reply::Done
+        }
+        Request::Reset { vm } => {
+            state.reset(&vm).await?;
+            Reply::Done
+        }
+        Request::Connect { vm, port } => {
+            return Ok((Reply::Connected, Some(state.connect(&vm, port).await?)));
+        }
+        Request::Forward { vm, port, listen } => {
+            Reply::Forwarded { address: state.forward(&vm, port, listen).await? }
+        }
+        Request::Close => {
+            state.close();
+            Reply::Done
+        }
+    };
+    Ok((reply, None))
+}
+
+/// Sends events down a hold connection until the peer closes it.
+async fn hold_connection(mut frames: Frames, state: Arc<State>, holding: super::state::Holding) {
+    let mut events = state.events();
+    if frames.send(&Reply::Done, None).await.is_err() {
+        return;
+    }
+    loop {
+        tokio::select! {
+            event = events.recv() => match event {
+                Ok(event) => {
+                    if frames.send(&event, None).await.is_err() {
+                        break;
+                    }
+                }
+                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                Err(tokio::sync::broadcast::error::RecvError::Closed) => break,
+            },
+            // A holding peer says nothing: anything from it is its end.
+            said = frames.receive::<serde_json::Value>() => {
+                if !matches!(said, Ok(Some(_))) {
+                    break;
+                }
+            }
+        }
+    }
+    drop(holding);
+}

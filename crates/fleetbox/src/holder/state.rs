@@ -1,0 +1,370 @@
+//! Owns the holder's members and what happens to them: boot, stop, kill, reset, sockets to them.
+//! It must not know how requests arrive.
+//!
+//! ```text
+//! (none) ──boot──► Booting ──► Running ──ended──► Ended ──boot──► Booting …
+//! ```
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, watch};
+use tokio::task::AbortHandle;
+
+use crate::backend::{self, BootPlan, Machine};
+use crate::control::message::{Booted, Event, HolderStatus, MemberStatus};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{Names, Network};
+use crate::spec::Name;
+
+/// A guest early in its boot does not hear the power button, so it is pressed again.
+const PRESS_AGAIN: Duration = Duration::from_secs(3);
+
+/// One cluster's holder.
+pub(super) struct State {
+    network: Network,
+    names: Names,
+    inner: Mutex<Inner>,
+    events: broadcast::Sender<Event>,
+    /// Counts what keeps the holder alive.
+    life: watch::Sender<Life>,
+}
+
+#[derive(Default)]
+struct Inner {
+    members: BTreeMap<Name, Member>,
+    next_tap: u32,
+}
+
+struct Member {
+    plan: BootPlan,
+    phase: Phase,
+    forwards: BTreeMap<u16, Forward>,
+}
+
+enum Phase {
+    Booting,
+    Running(Arc<dyn Machine>),
+    Ended(String),
+}
+
+struct Forward {
+    address: SocketAddr,
+    task: AbortHandle,
+}
+
+/// What decides whether the holder stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Life {
+    pub holds: usize,
+    pub detached: bool,
+    pub running: usize,
+    pub closing: bool,
+}
+
+impl Life {
+    /// A bound holder ends with its last hold, a detached one with its last machine.
+    pub(super) fn is_over(self) -> bool {
+        self.closing || (self.holds == 0 && (!self.detached || self.running == 0))
+    }
+}
+
+/// Keeps the holder alive while it exists.
+pub(super) struct Holding(Arc<State>);
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        self.0.life.send_modify(|life| life.holds -= 1);
+    }
+}
+
+impl State {
+    pub(super) fn new(network: Network, names: Names) -> Arc<Self> {
+        Arc::new(Self {
+            network,
+            names,
+            inner: Mutex::default(),
+            events: broadcast::channel(64).0,
+            life: watch::channel(Life::default()).0,
+        })
+    }
+
+    pub(super) fn life(&self) -> watch::Receiver<Life> {
+        self.life.subscribe()
+    }
+
+    pub(super) fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    pub(super) fn hold(self: &Arc<Self>) -> Holding {
+        self.life.send_modify(|life| life.holds += 1);
+        Holding(self.clone())
+    }
+
+    pub(super) fn detach(&self) {
+        self.life.send_modify(|life| life.detached = true);
+    }
+
+    pub(super) fn close(&self) {
+        self.life.send_modify(|life| life.closing = true);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn status(&self) -> HolderStatus {
+        let members = self.lock().members.values().map(Member::status).collect();
+        HolderStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: None,
+            detached: self.life.borrow().detached,
+            members,
+        }
+    }
+
+    /// Boots a member, or reports that it runs already.
+    pub(super) async fn boot(self: &Arc<Self>, plan: BootPlan) -> Result<Booted> {
+        let (vm, address) = (plan.vm.clone(), plan.address);
+        let tap = {
+            let mut inner = self.lock();
+            match inner.members.get(&vm).map(|m| &m.phase) {
+                Some(Phase::Running(_)) => return Ok(Booted { address, started: false }),
+                Some(Phase::Booting) => {
+                    return Err(Error::new(ErrorKind::Conflict, "boot: it is being booted already")
+                        .vm(vm.as_str())
+                        .hint("wait for the other start"));
+                }
+                Some(Phase::Ended(_)) | None => {}
+            }
+            let member = Member { plan: plan.clone(), phase: Phase::Booting, forwards: BTreeMap::new() };
+            inner.members.insert(vm.clone(), member);
+            inner.next_tap += 1;
+            inner.next_tap
+        };
+        match backend::boot(&plan, &self.network, tap).await {
+            Ok(machine) => {
+                self.running(&vm, address, machine.into());
+                Ok(Booted { address, started: true })
+            }
+            Err(error) => {
+                self.lock().members.remove(&vm);
+                Err(error.vm(vm.as_str()))
+            }
+        }
+    }
+
+    fn running(self: &Arc<Self>, vm: &Name, address: std::net::Ipv4Addr, machine: Arc<dyn Machine>) {
+        let mut ended = machine.ended();
+        if let Some(member) = self.lock().members.get_mut(vm) {
+            member.phase = Phase::Running(machine);
+        }
+        if let Ok(mut names) = self.names.write() {
+            names.insert(vm.to_string(), address);
+        }
+        self.life.send_modify(|life| life.running += 1);
+        tracing::info!("{vm} runs");
+        let (state, vm) = (self.clone(), vm.clone());
+        tokio::spawn(async move {
+            let why = match ended.wait_for(Option::is_some).await {
+                Ok(why) => why.clone().unwrap_or_default(),
+                Err(_) => "its monitor was lost".to_owned(),
+            };
+            state.ended(&vm, why);
+        });
+    }
+
+    fn ended(&self, vm: &Name, why: String) {
+        tracing::info!("{vm} ended: {why}");
+        if let Some(member) = self.lock().members.get_mut(vm) {
+            for forward in std::mem::take(&mut member.forwards).into_values() {
+                forward.task.abort();
+            }
+            member.phase = Phase::Ended(why.clone());
+        }
+        if let Ok(mut names) = self.names.write() {
+            names.remove(vm.as_str());
+        }
+        // Nobody may be listening.
+        drop(self.events.send(Event::Ended { vm: vm.clone(), why }));
+        self.life.send_modify(|life| life.running -= 1);
+    }
+
+    fn machine(&self, vm: &Name) -> Result<Arc<dyn Machine>> {
+        match self.lock().members.get(vm).map(|m| &m.phase) {
+            Some(Phase::Running(machine)) => Ok(machine.clone()),
+            Some(Phase::Booting) => Err(Error::new(ErrorKind::Conflict, "act: it is being booted")
+                .vm(vm.as_str())
+                .hint("wait for the start to end")),
+            Some(Phase::Ended(why)) => Err(not_running(vm).detail(why.clone())),
+            None => Err(not_running(vm)),
+        }
+    }
+
+    /// Presses the power button until the machine ends or the grace time is over, then cuts it off.
+    pub(super) async fn stop(&self, vm: &Name, grace: Duration) -> Result<()> {
+        let machine = match self.machine(vm) {
+            Err(e) if e.kind() == ErrorKind::NotRunning => return Ok(()),
+            found => found?,
+        };
+        let mut ended = machine.ended();
+        let polite = async {
+            loop {
+                machine.power_button().await?;
+                let waited = tokio::time::timeout(PRESS_AGAIN, ended.wait_for(Option::is_some)).await;
+                if waited.is_ok() {
+                    return Ok::<(), Error>(());
+                }
+            }
+        };
+        match tokio::time::timeout(grace, polite).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => {
+                tracing::warn!("{vm} cannot be asked to stop: {}", e.report());
+                machine.kill().await?;
+            }
+            Err(_) => {
+                tracing::warn!("{vm} did not stop within {grace:?}");
+                machine.kill().await?;
+            }
+        }
+        self.settled(vm).await;
+        Ok(())
+    }
+
+    pub(super) async fn kill(&self, vm: &Name) -> Result<()> {
+        match self.machine(vm) {
+            Err(e) if e.kind() == ErrorKind::NotRunning => Ok(()),
+            found => {
+                found?.kill().await?;
+                self.settled(vm).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits until the end is on the books, so that whoever asked sees it in the next status.
+    async fn settled(&self, vm: &Name) {
+        let mut life = self.life();
+        drop(life.wait_for(|_| self.machine(vm).is_err()).await);
+    }
+
+    pub(super) async fn reset(&self, vm: &Name) -> Result<()> {
+        self.machine(vm)?.reset().await
+    }
+
+    /// A socket connected to the guest, ready to be passed on.
+    pub(super) async fn connect(&self, vm: &Name, port: u16) -> Result<OwnedFd> {
+        let to = self.address(vm, port)?;
+        let stream = self.network.connect(to).await.map_err(|e| unreachable_port(vm, port, e))?;
+        let passed = stream.into_std().map_err(|e| unreachable_port(vm, port, e))?;
+        Ok(passed.into())
+    }
+
+    fn address(&self, vm: &Name, port: u16) -> Result<SocketAddrV4> {
+        self.machine(vm)?;
+        match self.lock().members.get(vm) {
+            Some(member) => Ok(SocketAddrV4::new(member.plan.address, port)),
+            None => Err(not_running(vm)),
+        }
+    }
+
+    /// Relays a loopback port of the host to a port of the guest until the machine ends. Asked
+    /// again for the same port, it answers with what is there.
+    pub(super) async fn forward(self: &Arc<Self>, vm: &Name, port: u16, listen: SocketAddr) -> Result<SocketAddr> {
+        if !listen.ip().is_loopback() {
+            return Err(Error::new(ErrorKind::InvalidSpec, format!("listen at {listen}: not a loopback address"))
+                .hint("use 127.0.0.1"));
+        }
+        let to = self.address(vm, port)?;
+        if let Some(known) = self.lock().members.get(vm).and_then(|m| m.forwards.get(&port))
+            && (listen.port() == 0 || listen == known.address)
+        {
+            return Ok(known.address);
+        }
+        let busy = |e| {
+            Error::new(ErrorKind::Conflict, format!("listen at {listen}"))
+                .hint("choose another port, or 0 for any")
+                .source(e)
+        };
+        let listener = TcpListener::bind(listen).await.map_err(busy)?;
+        let address = listener.local_addr().map_err(busy)?;
+        let task = tokio::spawn(relay_all(listener, self.network.clone(), to)).abort_handle();
+        if let Some(member) = self.lock().members.get_mut(vm)
+            && let Some(old) = member.forwards.insert(port, Forward { address, task })
+        {
+            old.task.abort();
+        }
+        Ok(address)
+    }
+
+    /// Cuts off every machine, side by side.
+    pub(super) async fn kill_all(&self) {
+        let machines: Vec<_> = self
+            .lock()
+            .members
+            .values()
+            .filter_map(|m| match &m.phase {
+                Phase::Running(machine) => Some(machine.clone()),
+                _ => None,
+            })
+            .collect();
+        let mut kills = tokio::task::JoinSet::new();
+        for machine in machines {
+            kills.spawn(async move { machine.kill().await });
+        }
+        while kills.join_next().await.is_some() {}
+    }
+}
+
+impl Member {
+    fn status(&self) -> MemberStatus {
+        MemberStatus {
+            vm: self.plan.vm.clone(),
+            running: !matches!(self.phase, Phase::Ended(_)),
+            address: self.plan.address,
+            ended: match &self.phase {
+                Phase::Ended(why) => Some(why.clone()),
+                _ => None,
+            },
+        }
+    }
+}
+
+async fn relay_all(listener: TcpListener, network: Network, to: SocketAddrV4) {
+    loop {
+        let Ok((mut host, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let network = network.clone();
+        tokio::spawn(async move {
+            match network.connect(to).await {
+                // Either side's end is the other's; an error has nobody left to hear it.
+                Ok(mut guest) => drop(tokio::io::copy_bidirectional(&mut host, &mut guest).await),
+                Err(e) => {
+                    tracing::debug!("forward to {to}: {e}");
+                    drop(host.set_zero_linger());
+                }
+            }
+        });
+    }
+}
+
+fn not_running(vm: &Name) -> Error {
+    Error::new(ErrorKind::NotRunning, "act: it is not running")
+        .vm(vm.as_str())
+        .hint(format!("start it: `fleetbox up {vm}`"))
+}
+
+fn unreachable_port(vm: &Name, port: u16, source: std::io::Error) -> Error {
+    Error::new(ErrorKind::Connect, format!("connect to port {port}"))
+        .vm(vm.as_str())
+        .hint("check that a service listens there, on all addresses rather than 127.0.0.1")
+        .source(source)
+}

@@ -1,0 +1,388 @@
+//! Owns the way from a request to a running VM, as a list of named steps: spec, prepared files,
+//! holder, boot, ready. Each step's work is done elsewhere.
+
+mod ready;
+mod spawn;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::backend::select::{self, Choice};
+use crate::backend::{Accel, Backend, BootPlan};
+use crate::control::client::{Client, Hold};
+use crate::error::{Error, Result};
+use crate::holder::cleanup;
+use crate::images::{self, CachedImage};
+use crate::net::plan;
+use crate::prepare::kernel::{self, BootFiles};
+use crate::prepare::{disk, seed};
+use crate::progress::{Progress, ProgressSink, Stage};
+use crate::spec::{DEFAULT_USER, Name, VmSpec};
+use crate::ssh::Session;
+use crate::ssh::keys::{self, KeyPair};
+use crate::store::lock::{self, Lock};
+use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
+use crate::store::record::{self, ImageStamp, VmRecord};
+use crate::timings::Timings;
+
+/// What `start` was asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct StartRequest {
+    pub name: Name,
+    pub spec: VmSpec,
+    /// Whether the caller chose anything of the spec, so that ignoring it is worth a word.
+    pub spec_given: bool,
+    pub backend: Option<Backend>,
+    pub detached: bool,
+    pub ephemeral: bool,
+    pub timeout: Option<Duration>,
+    pub progress: ProgressSink,
+}
+
+/// A VM that runs and answers.
+pub(crate) struct Launched {
+    pub record: VmRecord,
+    pub cluster: ClusterPaths,
+    pub client: Client,
+    pub session: Session,
+    pub hold: Hold,
+    pub timings: Timings,
+}
+
+/// Starts a VM: creates it if it is missing, boots it if it is stopped, joins it if it runs.
+pub(crate) async fn start(request: StartRequest) -> Result<Launched> {
+    let name = request.name.clone();
+    run(request).await.map_err(|e| e.vm(name.as_str()))
+}
+
+async fn run(request: StartRequest) -> Result<Launched> {
+    let mut timings = Timings::start();
+    request.spec.check()?;
+    let paths = Paths::from_env()?;
+    let client_key = keys::installation_key(&paths)?;
+    let cluster = paths.prepare(&request.name.cluster())?;
+    let _starter = start_lock(&cluster, &request).await?;
+    let member = cluster.member(&request.name);
+    let client = Client::new(cluster.socket());
+
+    let alive = client.find().await?;
+    if alive.is_none() {
+        cleanup::sweep(&cluster)?;
+    }
+    let known = VmRecord::read(&member)?;
+    let running = alive.iter().flat_map(|s| &s.members).any(|m| m.vm == request.name && m.running);
+    if running && let Some(record) = known {
+        return join(request, record, cluster, client, client_key, timings).await;
+    }
+
+    let choice = select::choose(known.as_ref().and_then(|r| r.backend).or(request.backend), arch(&request, known.as_ref()))?;
+    if let Some(note) = &choice.note {
+        request.progress.note(note.clone());
+    }
+    let (record, boot_files) = match known {
+        Some(record) => existing(&paths, &request, record, &choice).await?,
+        None => create(&paths, &request, &cluster, &choice).await?,
+    };
+    request.progress.begin(Stage::Prepare);
+    timings.enter(Stage::Prepare);
+    let (hold, client) = match alive {
+        Some(_) => (client.hold().await?, client),
+        None => (spawn::holder(&cluster, &request.name.cluster()).await?, client),
+    };
+    let session = crate::vm::session(&record, &client, client_key);
+    let boot = Boot { plan: boot_plan(&record, &member, &choice, &boot_files), member };
+    let hold = boot_until_ready(&request, &client, hold, &session, boot, &mut timings).await?;
+    if request.detached {
+        client.detach().await?;
+    }
+    request.progress.send(Progress::Ready);
+    timings.finish();
+    Ok(Launched { record, cluster, client, session, hold, timings })
+}
+
+/// One starter at a time per cluster: a second start of the same name waits and then joins.
+async fn start_lock(cluster: &ClusterPaths, request: &StartRequest) -> Result<Lock> {
+    let waiting = || {
+        request.progress.send(Progress::Note(format!(
+            "waiting for another process that works on {}",
+            request.name.cluster()
+        )));
+    };
+    lock::lock(&cluster.lock(), waiting).await
+}
+
+fn arch(request: &StartRequest, known: Option<&VmRecord>) -> crate::spec::Arch {
+    known.map_or(request.spec.arch, |record| record.spec.arch)
+}
+
+/// The VM runs already: hold it too and wait until it answers.
+async fn join(
+    request: StartRequest,
+    record: VmRecord,
+    cluster: ClusterPaths,
+    client: Client,
+    client_key: Arc<KeyPair>,
+    mut timings: Timings,
+) -> Result<Launched> {
+    ignore_options(&request, &record);
+    let mut hold = client.hold().await?;
+    let session = crate::vm::session(&record, &client, client_key);
+    let console = cluster.member(&request.name).console();
+    timings.enter(Stage::Ssh);
+    let limit = ready::limit(request.timeout, Accel::Tcg)?;
+    ready::wait(&record.name, &session, &mut hold, console, limit, &request.progress, &mut timings)
+        .await?;
+    if request.detached {
+        client.detach().await?;
+    }
+    request.progress.send(Progress::Ready);
+    timings.finish();
+    Ok(Launched { record, cluster, client, session, hold, timings })
+}
+
+/// Options are frozen at creation; an existing VM keeps its own.
+fn ignore_options(request: &StartRequest, record: &VmRecord) {
+    if request.spec_given && request.spec != record.spec {
+        request.progress.note(format!(
+            "{} exists: it keeps its image {}, {} cpus, {} MiB and {} GiB; remove it to change them",
+            record.name, record.spec.image, record.spec.cpus, record.spec.memory_mib, record.spec.disk_gib
+        ));
+    }
+}
+
+async fn existing(
+    paths: &Paths,
+    request: &StartRequest,
+    record: VmRecord,
+    choice: &Choice,
+) -> Result<(VmRecord, Option<BootFiles>)> {
+    ignore_options(request, &record);
+    if choice.backend == Backend::Fake {
+        return Ok((record, None));
+    }
+    record.check_image()?;
+    let image = CachedImage {
+        reference: record.spec.image.clone(),
+        path: record.image_path.clone(),
+        digest: record.image_digest.clone(),
+        size_bytes: record.image_stamp.size_bytes,
+        arch: record.spec.arch,
+        built: false,
+    };
+    let boot_files = kernel::extract(paths, &image, &request.progress).await?;
+    Ok((record, Some(boot_files)))
+}
+
+/// Makes the VM's directory, whole or not at all.
+async fn create(
+    paths: &Paths,
+    request: &StartRequest,
+    cluster: &ClusterPaths,
+    choice: &Choice,
+) -> Result<(VmRecord, Option<BootFiles>)> {
+    let (image, boot_files) = match choice.backend {
+        // Nothing of an image is ever read there.
+        Backend::Fake => (None, None),
+        Backend::Qemu => {
+            let (spec, progress) = (&request.spec, &request.progress);
+            let image = images::resolve(paths, &spec.image, spec.arch, progress).await?;
+            let boot_files = kernel::extract(paths, &image, progress).await?;
+            (Some(image), Some(boot_files))
+        }
+    };
+    let host_key = KeyPair::generate(request.name.as_str())?;
+    let record = new_record(request, cluster, choice, image.as_ref(), &host_key)?;
+    let half_made = tempfile::Builder::new()
+        .prefix(".new-")
+        .tempdir_in(cluster.dir())
+        .map_err(|e| Error::io("make a directory in", cluster.dir(), e))?;
+    let member = MemberPaths::at(half_made.path().to_owned());
+    let client_key = keys::installation_key(paths)?;
+    if let Some(image) = &image {
+        let size_bytes = u64::from(record.spec.disk_gib) << 30;
+        disk::create_overlay(&member.disk(), &image.path, size_bytes)?;
+    }
+    write_seed(&record, &member, &client_key, &host_key)?;
+    write_known_hosts(&record, &member)?;
+    record.write(&member)?;
+    let target = cluster.member(&record.name);
+    std::fs::rename(half_made.path(), target.dir())
+        .map_err(|e| Error::io("make", target.dir(), e))?;
+    // It is no longer there under its temporary name.
+    drop(half_made.keep());
+    Ok((record, boot_files))
+}
+
+fn new_record(
+    request: &StartRequest,
+    cluster: &ClusterPaths,
+    choice: &Choice,
+    image: Option<&CachedImage>,
+    host_key: &KeyPair,
+) -> Result<VmRecord> {
+    let index = free_index(cluster)?;
+    let place = plan::place(index)?;
+    let (image_path, image_digest) =
+        image.map(|i| (i.path.clone(), i.digest.clone())).unwrap_or_default();
+    let image_stamp = match image {
+        Some(image) => ImageStamp::of(&image.path)?,
+        None => ImageStamp { size_bytes: 0, modified_ns: 0 },
+    };
+    Ok(VmRecord {
+        format: VmRecord::FORMAT,
+        name: request.name.clone(),
+        cluster: request.name.cluster(),
+        index,
+        address: place.address,
+        mac: place.mac,
+        user: DEFAULT_USER.to_owned(),
+        spec: request.spec.clone(),
+        backend: Some(choice.backend),
+        image_path,
+        image_stamp,
+        image_digest,
+        host_key: host_key.public_openssh(),
+        ephemeral: request.ephemeral,
+        created_at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+    })
+}
+
+/// The lowest index no member has.
+fn free_index(cluster: &ClusterPaths) -> Result<usize> {
+    let mut taken = Vec::new();
+    for record in record::members(cluster)? {
+        taken.push(record?.index);
+    }
+    Ok((0..).find(|index| !taken.contains(index)).unwrap_or(usize::MAX))
+}
+
+fn write_seed(
+    record: &VmRecord,
+    member: &MemberPaths,
+    client_key: &KeyPair,
+    host_key: &KeyPair,
+) -> Result<()> {
+    let authorized_key = client_key.public_openssh();
+    let host_key_private = host_key.private_openssh();
+    let instance_id = format!("{}-{}", record.name, record.created_at);
+    let spec = seed::SeedSpec {
+        instance_id: &instance_id,
+        hostname: record.name.as_str(),
+        user: &record.user,
+        authorized_key: &authorized_key,
+        host_key_private_openssh: &host_key_private,
+        host_key_public: &record.host_key,
+        network: seed::NetworkSpec {
+            mac: record.mac.clone(),
+            address: record.address,
+            prefix_length: plan::PREFIX_LENGTH,
+            gateway: plan::GATEWAY,
+            dns: plan::GATEWAY,
+            search: Some(plan::DOMAIN.to_owned()),
+        },
+    };
+    seed::write(&member.seed(), &spec)
+}
+
+fn write_known_hosts(record: &VmRecord, member: &MemberPaths) -> Result<()> {
+    let line = keys::known_hosts_line(&[record.name.as_str()], &record.host_key);
+    crate::store::paths::write_atomic(&member.known_hosts(), line.as_bytes())
+}
+
+fn boot_plan(
+    record: &VmRecord,
+    member: &MemberPaths,
+    choice: &Choice,
+    boot_files: &Option<BootFiles>,
+) -> BootPlan {
+    let (kernel, initrd, image_cmdline) = match boot_files {
+        Some(files) => (files.kernel.clone(), files.initrd.clone(), files.cmdline.as_str()),
+        None => (PathBuf::new(), None, ""),
+    };
+    let console = match record.spec.arch {
+        crate::spec::Arch::X86_64 => "ttyS0",
+        crate::spec::Arch::Aarch64 => "ttyAMA0",
+    };
+    BootPlan {
+        vm: record.name.clone(),
+        backend: choice.backend,
+        program: choice.program.clone(),
+        accel: choice.accel,
+        arch: record.spec.arch,
+        cpus: record.spec.cpus,
+        memory_mib: record.spec.memory_mib,
+        kernel,
+        initrd,
+        cmdline: format!("console={console} {image_cmdline}"),
+        disk: member.disk(),
+        seed: member.seed(),
+        mac: record.mac.clone(),
+        address: record.address,
+        console: member.console(),
+        vmm_log: member.vmm_log(),
+        ephemeral: record.ephemeral,
+    }
+}
+
+/// What is booted, and where its files are.
+struct Boot {
+    plan: BootPlan,
+    member: MemberPaths,
+}
+
+/// Boots and waits. A KVM on which the guest says nothing is given up for emulation, aloud.
+async fn boot_until_ready(
+    request: &StartRequest,
+    client: &Client,
+    mut hold: Hold,
+    session: &Session,
+    mut boot: Boot,
+    timings: &mut Timings,
+) -> Result<Hold> {
+    loop {
+        let accel = boot.plan.accel;
+        let limit = ready::limit(request.timeout, accel)?;
+        // What an earlier boot wrote would be taken for this one's.
+        remove_old(&boot.member.console())?;
+        let began = Instant::now();
+        client.boot(boot.plan.clone()).await?;
+        timings.enter(Stage::Kernel);
+        request.progress.begin(Stage::Kernel);
+        let console = boot.member.console();
+        if accel == Accel::Kvm && ready::is_silent(&mut hold, &console).await? {
+            request.progress.note(format!(
+                "the guest made no progress on KVM for {} s: trying again by emulation",
+                began.elapsed().as_secs()
+            ));
+            client.kill(&request.name).await?;
+            boot.plan.accel = Accel::Tcg;
+            continue;
+        }
+        ready::wait(&request.name, session, &mut hold, console, limit, &request.progress, timings)
+            .await?;
+        return Ok(hold);
+    }
+}
+
+fn remove_old(path: &std::path::Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Starts a holder for nothing and ends it: whether this host can is what `host` wants to know.
+pub(crate) async fn try_holder() -> Result<()> {
+    let paths = Paths::from_env()?;
+    crate::store::paths::make_private_dir(paths.root())?;
+    let dir = tempfile::Builder::new()
+        .prefix(".probe-")
+        .tempdir_in(paths.root())
+        .map_err(|e| Error::io("make a directory in", paths.root(), e))?;
+    let cluster = ClusterPaths::at(dir.path().to_owned());
+    let hold = spawn::holder(&cluster, &Name::new("probe")?).await?;
+    let closed = Client::new(cluster.socket()).close().await;
+    drop(hold);
+    closed
+}

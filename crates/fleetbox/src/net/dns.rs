@@ -1,0 +1,233 @@
+//! Owns the guests' name server: members by name, everything else relayed to the host's own name
+//! servers byte for byte. It must not cache.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use simple_dns::rdata::{A, RData};
+use simple_dns::{CLASS, Packet, PacketFlag, QCLASS, QTYPE, ResourceRecord, TYPE};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+
+use super::plan;
+
+/// Seconds a member's address may be kept by a guest: members come and go.
+const TTL_SECONDS: u32 = 5;
+/// Per server, as resolv.conf(5) has it.
+const UPSTREAM_WAIT: Duration = Duration::from_secs(5);
+/// The largest answer over UDP with EDNS (RFC 6891).
+const UDP_BYTES_MAX: usize = 65_535;
+const QUERIES_AT_ONCE: usize = 256;
+
+/// Members by name, shared with the holder.
+pub(crate) type Names = Arc<RwLock<HashMap<String, Ipv4Addr>>>;
+
+/// Serves both sockets until the task is dropped.
+pub(crate) async fn serve(udp: UdpSocket, tcp: TcpListener, names: Names) {
+    tokio::join!(serve_udp(Arc::new(udp), names.clone()), serve_tcp(tcp, names));
+}
+
+async fn serve_udp(socket: Arc<UdpSocket>, names: Names) {
+    let slots = Arc::new(Semaphore::new(QUERIES_AT_ONCE));
+    let mut buffer = vec![0; UDP_BYTES_MAX];
+    loop {
+        let Ok((length, peer)) = socket.recv_from(&mut buffer).await else { continue };
+        let query = buffer[..length].to_vec();
+        // A flood is answered as fast as it can be; what is above is dropped, as UDP allows.
+        let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
+        let (socket, names) = (socket.clone(), names.clone());
+        tokio::spawn(async move {
+            let answer = match answer_member(&query, &names) {
+                Some(answer) => Some(answer),
+                None => relay_udp(&query).await,
+            };
+            if let Some(answer) = answer.or_else(|| failure(&query)) {
+                // The guest asks again if this is lost.
+                drop(socket.send_to(&answer, peer).await);
+            }
+            drop(slot);
+        });
+    }
+}
+
+async fn serve_tcp(listener: TcpListener, names: Names) {
+    loop {
+        let Ok((mut guest, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let names = names.clone();
+        tokio::spawn(async move {
+            let served = async {
+                let query = read_framed(&mut guest).await?;
+                let answer = match answer_member(&query, &names) {
+                    Some(answer) => Some(answer),
+                    None => relay_tcp(&query).await,
+                };
+                let answer = answer.or_else(|| failure(&query)).unwrap_or_default();
+                write_framed(&mut guest, &answer).await
+            };
+            let served: io::Result<()> = served.await;
+            if let Err(e) = served {
+                tracing::debug!("a name query over TCP ended: {e}");
+            }
+        });
+    }
+}
+
+/// The answer if the question is about a member.
+fn answer_member(query: &[u8], names: &Names) -> Option<Vec<u8>> {
+    let packet = Packet::parse(query).ok()?;
+    let question = packet.questions.first()?;
+    let asked = question.qname.to_string().to_ascii_lowercase();
+    let asked = asked.trim_end_matches('.');
+    let short = asked.strip_suffix(plan::DOMAIN).and_then(|s| s.strip_suffix('.')).unwrap_or(asked);
+    let address = *names.read().ok()?.get(short)?;
+    let mut reply = packet.clone().into_reply();
+    reply.additional_records.clear();
+    reply.set_flags(PacketFlag::RECURSION_AVAILABLE | PacketFlag::AUTHORITATIVE_ANSWER);
+    let wants_address = matches!(question.qtype, QTYPE::TYPE(TYPE::A) | QTYPE::ANY)
+        && matches!(question.qclass, QCLASS::CLASS(CLASS::IN) | QCLASS::ANY);
+    if wants_address {
+        reply.answers.push(ResourceRecord::new(
+            question.qname.clone(),
+            CLASS::IN,
+            TTL_SECONDS,
+            RData::A(A { address: address.into() }),
+        ));
+    }
+    reply.build_bytes_vec_compressed().ok()
+}
+
+/// What a guest is told when no server answers.
+fn failure(query: &[u8]) -> Option<Vec<u8>> {
+    let mut reply = Packet::parse(query).ok()?.into_reply();
+    reply.additional_records.clear();
+    *reply.rcode_mut() = simple_dns::RCODE::ServerFailure;
+    reply.build_bytes_vec_compressed().ok()
+}
+
+async fn relay_udp(query: &[u8]) -> Option<Vec<u8>> {
+    for server in host_servers() {
+        let asked = async {
+            let any: SocketAddr = match server {
+                IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+                IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+            };
+            let socket = UdpSocket::bind(any).await?;
+            socket.connect((server, 53)).await?;
+            socket.send(query).await?;
+            let mut answer = vec![0; UDP_BYTES_MAX];
+            let length = socket.recv(&mut answer).await?;
+            answer.truncate(length);
+            io::Result::Ok(answer)
+        };
+        if let Ok(Ok(answer)) = tokio::time::timeout(UPSTREAM_WAIT, asked).await {
+            return Some(answer);
+        }
+    }
+    None
+}
+
+async fn relay_tcp(query: &[u8]) -> Option<Vec<u8>> {
+    for server in host_servers() {
+        let asked = async {
+            let mut upstream = TcpStream::connect((server, 53)).await?;
+            write_framed(&mut upstream, query).await?;
+            read_framed(&mut upstream).await
+        };
+        if let Ok(Ok(answer)) = tokio::time::timeout(UPSTREAM_WAIT, asked).await {
+            return Some(answer);
+        }
+    }
+    None
+}
+
+/// DNS over TCP puts a 16-bit length before each message (RFC 1035, 4.2.2).
+async fn read_framed(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let length = stream.read_u16().await?;
+    let mut message = vec![0; usize::from(length)];
+    stream.read_exact(&mut message).await?;
+    Ok(message)
+}
+
+async fn write_framed(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(message.len()).map_err(io::Error::other)?;
+    let mut framed = length.to_be_bytes().to_vec();
+    framed.extend_from_slice(message);
+    stream.write_all(&framed).await
+}
+
+/// Read at each query: a laptop changes networks.
+fn host_servers() -> Vec<IpAddr> {
+    servers_of(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
+}
+
+fn servers_of(resolv_conf: &str) -> Vec<IpAddr> {
+    resolv_conf
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .filter_map(|rest| rest.split('%').next()?.trim().parse().ok())
+        .take(3)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use simple_dns::{Name, Question};
+
+    fn names() -> Names {
+        Arc::new(RwLock::new(HashMap::from([("node-1".to_owned(), Ipv4Addr::new(10, 0, 0, 5))])))
+    }
+
+    fn query(name: &str, kind: TYPE) -> Vec<u8> {
+        let mut packet = Packet::new_query(7);
+        packet.questions.push(Question::new(
+            Name::new(name).unwrap(),
+            QTYPE::TYPE(kind),
+            QCLASS::CLASS(CLASS::IN),
+            false,
+        ));
+        packet.build_bytes_vec().unwrap()
+    }
+
+    #[test]
+    fn members_are_answered_by_short_and_full_name_in_any_case() {
+        for name in ["node-1", "NODE-1", "node-1.fleetbox.internal"] {
+            let answer = answer_member(&query(name, TYPE::A), &names()).unwrap();
+            let packet = Packet::parse(&answer).unwrap();
+            assert_eq!(packet.id(), 7);
+            assert!(
+                matches!(&packet.answers[0].rdata, RData::A(a) if Ipv4Addr::from(a.address) == Ipv4Addr::new(10, 0, 0, 5))
+            );
+        }
+    }
+
+    #[test]
+    fn a_member_has_no_ipv6_and_says_so_at_once() {
+        let answer = answer_member(&query("node-1", TYPE::AAAA), &names()).unwrap();
+        let packet = Packet::parse(&answer).unwrap();
+        assert!(packet.answers.is_empty());
+        assert_eq!(packet.rcode(), simple_dns::RCODE::NoError);
+    }
+
+    #[test]
+    fn strangers_and_garbage_are_not_members() {
+        assert!(answer_member(&query("example.org", TYPE::A), &names()).is_none());
+        assert!(answer_member(b"\xff\x00garbage", &names()).is_none());
+        assert!(failure(b"\xff").is_none());
+    }
+
+    #[test]
+    fn resolv_conf_is_read_as_the_libc_does() {
+        let text = "# x\nsearch a\nnameserver 10.1.1.1\n nameserver fe80::1%eth0\nnameserver junk\n";
+        let servers = servers_of(text);
+        assert_eq!(servers.len(), 2);
+        assert_eq!(servers[0], IpAddr::V4(Ipv4Addr::new(10, 1, 1, 1)));
+    }
+}

@@ -1,0 +1,70 @@
+//! Owns the arithmetic of addresses: which address, MAC and interface name the member with a given
+//! index has. Pure. Every cluster lives in a namespace of its own, so all use the same plan.
+
+use std::net::Ipv4Addr;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Out of the way of the ranges homes, offices, Docker (172.17.0.0/16) and libvirt
+/// (192.168.122.0/24) use, as guests must reach those.
+const NETWORK: [u8; 3] = [10, 213, 77];
+pub(crate) const PREFIX_LENGTH: u8 = 24;
+/// The host's side: gateway and name server.
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(NETWORK[0], NETWORK[1], NETWORK[2], 1);
+/// The last byte of the first member's address.
+const FIRST_HOST: u8 = 10;
+/// How many members fit: hosts 10 to 249.
+pub(crate) const MEMBERS_MAX: usize = 240;
+/// The domain members' names are in.
+pub(crate) const DOMAIN: &str = "fleetbox.internal";
+
+/// Where one member is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub address: Ipv4Addr,
+    pub mac: String,
+}
+
+/// The place of member `index`, the same at every start.
+pub(crate) fn place(index: usize) -> Result<Place> {
+    let Some(host) = u8::try_from(index)
+        .ok()
+        .filter(|i| usize::from(*i) < MEMBERS_MAX)
+        .and_then(|i| i.checked_add(FIRST_HOST))
+    else {
+        return Err(Error::new(
+            ErrorKind::InvalidSpec,
+            format!("a cluster has at most {MEMBERS_MAX} members"),
+        )
+        .hint("remove members, or use several clusters"));
+    };
+    let [a, b, c] = NETWORK;
+    Ok(Place {
+        address: Ipv4Addr::new(a, b, c, host),
+        // 52:54:00 is the prefix QEMU's documentation gives to virtual machines.
+        mac: format!("52:54:00:{a:02x}:{b:02x}:{host:02x}"),
+    })
+}
+
+/// The name of the tap with this number; at most 15 bytes (IFNAMSIZ).
+#[cfg(target_os = "linux")]
+pub(crate) fn tap_name(number: u32) -> String {
+    format!("fbtap{number}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn places_are_distinct_and_inside_the_subnet() {
+        let places: Vec<Place> = (0..MEMBERS_MAX).map(|i| place(i).unwrap()).collect();
+        let addresses: HashSet<_> = places.iter().map(|p| p.address).collect();
+        let macs: HashSet<_> = places.iter().map(|p| p.mac.clone()).collect();
+        assert_eq!((addresses.len(), macs.len()), (MEMBERS_MAX, MEMBERS_MAX));
+        assert!(addresses.iter().all(|a| a.octets()[..3] == NETWORK && *a != GATEWAY));
+        assert!(place(MEMBERS_MAX).is_err());
+        assert!(place(usize::MAX).is_err());
+    }
+}

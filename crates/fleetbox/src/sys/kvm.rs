@@ -1,0 +1,167 @@
+//! Owns the question whether KVM really works here: a guest instruction must run, the file alone
+//! proves nothing. Linux only.
+
+use std::fmt;
+use std::io;
+use std::sync::OnceLock;
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// Why KVM cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Unusable {
+    Absent,
+    NotPermitted,
+    /// It is there, but no guest makes progress on it.
+    Useless(String),
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unusable::Absent => f.write_str("this host has no /dev/kvm"),
+            Unusable::NotPermitted => f.write_str("/dev/kvm may not be opened by this user"),
+            Unusable::Useless(why) => write!(f, "/dev/kvm is there but {why}"),
+        }
+    }
+}
+
+impl Unusable {
+    pub(crate) fn hint(&self) -> &'static str {
+        match self {
+            Unusable::Absent => {
+                "enable virtualization in the firmware, or nested virtualization in the outer hypervisor"
+            }
+            Unusable::NotPermitted => "add the user to the group kvm, or run `sudo chmod 666 /dev/kvm`",
+            Unusable::Useless(_) => "ask the host's provider for nested virtualization",
+        }
+    }
+}
+
+/// Long enough for a busy host; a dead KVM never returns at all.
+const PROBE_WAIT: Duration = Duration::from_secs(2);
+
+/// Whether KVM works for guests of this host's architecture; asked once per process.
+pub(crate) fn probe() -> Result<(), Unusable> {
+    static ANSWER: OnceLock<Result<(), Unusable>> = OnceLock::new();
+    ANSWER.get_or_init(probe_now).clone()
+}
+
+fn probe_now() -> Result<(), Unusable> {
+    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Err(Unusable::NotPermitted),
+        Err(_) => return Err(Unusable::Absent),
+    }
+    cpu_can_virtualize()?;
+    // A dead KVM may never return from KVM_RUN: then the thread stays there until the process ends.
+    let (sender, receiver) = mpsc::channel();
+    let spawned = std::thread::Builder::new()
+        .name("fleetbox-kvm-probe".into())
+        .spawn(move || sender.send(run_one_instruction()));
+    if let Err(e) = spawned {
+        return Err(Unusable::Useless(format!("the probe could not start: {e}")));
+    }
+    match receiver.recv_timeout(PROBE_WAIT) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(e)) => Err(Unusable::Useless(format!("a guest cannot run: {e}"))),
+        Err(_) => Err(Unusable::Useless("a guest instruction makes no progress".into())),
+    }
+}
+
+/// A paravirtual KVM may run a few instructions and then no kernel, so on x86-64 the processor must
+/// say itself that it can (flags of /proc/cpuinfo).
+fn cpu_can_virtualize() -> Result<(), Unusable> {
+    if !cfg!(target_arch = "x86_64") {
+        return Ok(());
+    }
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpuinfo.lines().find(|l| l.starts_with("flags")).unwrap_or_default();
+    if flags.split_whitespace().any(|f| f == "vmx" || f == "svm") {
+        Ok(())
+    } else {
+        Err(Unusable::Useless("the processor shows neither vmx nor svm".into()))
+    }
+}
+
+/// One page with `out 0x80, al; hlt` in real mode: the port write must come back to us.
+#[cfg(target_arch = "x86_64")]
+fn run_one_instruction() -> io::Result<()> {
+    use kvm_ioctls::{Kvm, VcpuExit};
+    const CODE: [u8; 3] = [0xe6, 0x80, 0xf4];
+    let errno = |e: kvm_ioctls::Error| io::Error::from_raw_os_error(e.errno());
+    let vm = Kvm::new().and_then(|kvm| kvm.create_vm()).map_err(errno)?;
+    let page = Page::new()?;
+    page.write(&CODE);
+    let region = kvm_bindings::kvm_userspace_memory_region {
+        slot: 0,
+        flags: 0,
+        guest_phys_addr: 0,
+        memory_size: Page::SIZE as u64,
+        userspace_addr: page.address as u64,
+    };
+    // SAFETY: the page stays mapped until after the VM is gone.
+    unsafe { vm.set_user_memory_region(region) }.map_err(errno)?;
+    let mut vcpu = vm.create_vcpu(0).map_err(errno)?;
+    let mut sregs = vcpu.get_sregs().map_err(errno)?;
+    sregs.cs.base = 0;
+    sregs.cs.selector = 0;
+    vcpu.set_sregs(&sregs).map_err(errno)?;
+    let mut regs = vcpu.get_regs().map_err(errno)?;
+    regs.rip = 0;
+    regs.rflags = 2;
+    vcpu.set_regs(&regs).map_err(errno)?;
+    match vcpu.run().map_err(errno)? {
+        VcpuExit::IoOut(0x80, _) => Ok(()),
+        other => Err(io::Error::other(format!("unexpected exit {other:?}"))),
+    }
+}
+
+/// On other processors making a VM and a vCPU has to do; a boot without a console byte is noticed
+/// later.
+#[cfg(not(target_arch = "x86_64"))]
+fn run_one_instruction() -> io::Result<()> {
+    let errno = |e: kvm_ioctls::Error| io::Error::from_raw_os_error(e.errno());
+    let vm = kvm_ioctls::Kvm::new().and_then(|kvm| kvm.create_vm()).map_err(errno)?;
+    vm.create_vcpu(0).map_err(errno)?;
+    Ok(())
+}
+
+#[cfg(target_arch = "x86_64")]
+struct Page {
+    address: *mut libc::c_void,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Page {
+    const SIZE: usize = 4096;
+
+    fn new() -> io::Result<Self> {
+        // SAFETY: an anonymous mapping anywhere has no precondition.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                Self::SIZE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { address }) }
+    }
+
+    fn write(&self, code: &[u8]) {
+        assert!(code.len() <= Self::SIZE);
+        // SAFETY: the mapping is ours, writable and at least that long.
+        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.address.cast(), code.len()) };
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Drop for Page {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this size.
+        unsafe { libc::munmap(self.address, Self::SIZE) };
+    }
+}

@@ -1,0 +1,563 @@
+//! Owns [`Vm`] and its builder: what a user holds. Every call hands on to the part that does the
+//! work; nothing here knows how.
+
+use std::ffi::OsStr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+
+use crate::backend::Backend;
+use crate::control::client::{Client, Hold};
+use crate::error::{Error, ErrorKind, Result};
+use crate::holder::cleanup;
+use crate::launch::{self, Launched, StartRequest};
+use crate::progress::{Progress, ProgressSink};
+use crate::spec::{Arch, Name, VmSpec};
+use crate::ssh::keys::{self, KeyPair};
+use crate::ssh::{self, Command, Session, Target, copy};
+use crate::store::lock;
+use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
+use crate::store::record::VmRecord;
+use crate::timings::Timings;
+
+/// How long a guest may take to shut down by itself: systemd stops most services well within this.
+const STOP_GRACE: Duration = Duration::from_secs(60);
+/// How long a guest may take from a reboot's request to its next login.
+const REBOOT_WAIT: Duration = Duration::from_secs(600);
+
+/// A Linux machine: a real kernel, systemd and sshd, to run commands in, copy to, connect to and
+/// break.
+///
+/// A handle is cheap to clone. A VM started by a library call is *bound*: it ends when the last
+/// handle to it, in whatever process, is dropped or its process dies, be it by `kill -9`; its disk
+/// stays for the next start unless it is [ephemeral](VmBuilder::ephemeral). A
+/// [detached](VmBuilder::detached) one lives on until it is stopped.
+///
+/// Every `async` call may be dropped at any time; what it was doing in the guest is ended.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::Vm;
+///
+/// let vm = Vm::builder("web").memory_mib(1024).start().await?;
+/// println!("{}", vm.ssh("uname -a").await?);
+/// vm.command("systemctl").args(["restart", "nginx"]).sudo().run().await?;
+/// vm.copy_from("/var/log", "logs").await?;
+/// vm.destroy().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Vm {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    record: VmRecord,
+    cluster: ClusterPaths,
+    client: Client,
+    session: Session,
+    hold: Mutex<Option<Hold>>,
+    timings: Timings,
+}
+
+/// Whether a VM runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum State {
+    /// It runs; the guest may still be booting.
+    Running,
+    /// It does not run; its disk is there.
+    Stopped,
+}
+
+impl State {
+    /// `running` or `stopped`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Running => "running",
+            State::Stopped => "stopped",
+        }
+    }
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What is fixed about a VM, and whether it runs.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct VmInfo {
+    /// The VM's name.
+    pub name: String,
+    /// The cluster it belongs to: its name without a trailing `-<digits>`.
+    pub cluster: String,
+    /// Whether it runs.
+    pub state: State,
+    /// Its address in the cluster's network, the same at every start.
+    pub address: Ipv4Addr,
+    /// The image it was created from, as it was named.
+    pub image: String,
+    /// Its processor's architecture.
+    pub arch: Arch,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Disk size in GiB.
+    pub disk_gib: u32,
+    /// The user commands run as.
+    pub user: String,
+    /// When it was created, RFC 3339 in UTC.
+    pub created_at: String,
+}
+
+impl Vm {
+    /// Starts describing a VM. Nothing happens until [`VmBuilder::start`].
+    #[must_use]
+    pub fn builder(name: impl Into<String>) -> VmBuilder {
+        VmBuilder::new(name.into())
+    }
+
+    /// Starts the VM of that name with default options: creates it if it is missing, boots it if
+    /// it is stopped, joins it if it runs.
+    ///
+    /// # Errors
+    /// As [`VmBuilder::start`].
+    pub async fn start(name: impl Into<String>) -> Result<Self> {
+        Self::builder(name).start().await
+    }
+
+    /// A handle to an existing VM, running or not, without holding it: it may end at any time.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if there is none, with the nearest names.
+    pub async fn find(name: &str) -> Result<Self> {
+        let name = Name::new(name)?;
+        let paths = Paths::from_env()?;
+        let cluster = paths.cluster(&name.cluster());
+        let Some(record) = VmRecord::read(&cluster.member(&name))? else {
+            return Err(crate::listing::not_found(&paths, &name));
+        };
+        let client = Client::new(cluster.socket());
+        let session = session(&record, &client, keys::installation_key(&paths)?);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                record,
+                cluster,
+                client,
+                session,
+                hold: Mutex::new(None),
+                timings: Timings::start(),
+            }),
+        })
+    }
+
+    fn launched(launched: Launched) -> Self {
+        let Launched { record, cluster, client, session, hold, timings } = launched;
+        let hold = Mutex::new(Some(hold));
+        Self { inner: Arc::new(Inner { record, cluster, client, session, hold, timings }) }
+    }
+
+    /// The VM's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.inner.record.name.as_str()
+    }
+
+    /// The VM's address in its cluster's network. The host has no route to it: use
+    /// [`Vm::connect`] or [`Vm::forward`].
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        IpAddr::V4(self.inner.record.address)
+    }
+
+    /// What is fixed about the VM, and its state now.
+    ///
+    /// # Errors
+    /// If the holder cannot be asked.
+    pub async fn info(&self) -> Result<VmInfo> {
+        Ok(crate::listing::info(&self.inner.record, self.state().await?))
+    }
+
+    /// Whether the VM runs.
+    ///
+    /// # Errors
+    /// If the holder cannot be asked.
+    pub async fn state(&self) -> Result<State> {
+        let name = &self.inner.record.name;
+        let status = self.inner.client.find().await.map_err(|e| self.mine(e))?;
+        let running = status.iter().flat_map(|s| &s.members).any(|m| m.vm == *name && m.running);
+        Ok(if running { State::Running } else { State::Stopped })
+    }
+
+    /// How long each stage of the start took that made this handle.
+    #[must_use]
+    pub fn timings(&self) -> &Timings {
+        &self.inner.timings
+    }
+
+    /// Runs a line of shell in the guest and returns what it wrote to standard output, decoded
+    /// lossily, without the final newline.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CommandFailed`] with the [output](Error::output) if it does not succeed.
+    pub async fn ssh(&self, command: &str) -> Result<String> {
+        ssh::ssh(&self.inner.session, command).await.map_err(|e| self.mine(e))
+    }
+
+    /// A program to run in the guest, in the manner of [`std::process::Command`].
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        Command::new(self.inner.session.clone(), program)
+    }
+
+    /// A line of shell to run in the guest, with all that [`Command`] offers.
+    #[must_use]
+    pub fn shell(&self, line: impl AsRef<OsStr>) -> Command {
+        Command::shell(self.inner.session.clone(), line)
+    }
+
+    /// Copies a file or directory from the host into the guest. An existing guest directory takes
+    /// it in under its own name; otherwise `guest` becomes its name, in a directory that must
+    /// exist. Modes and times are kept, owners are not.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidPath`] before any work if `guest` is relative or `host` is missing;
+    /// [`ErrorKind::Copy`] if the guest refuses.
+    pub async fn copy_to(&self, host: impl AsRef<Path>, guest: &str) -> Result<()> {
+        copy::copy_to(&self.inner.session, host.as_ref(), guest).await.map_err(|e| self.mine(e))
+    }
+
+    /// Copies a file or directory from the guest to the host, by the same rules as
+    /// [`Vm::copy_to`]. What a hostile guest sends cannot write outside the destination.
+    ///
+    /// # Errors
+    /// As [`Vm::copy_to`].
+    pub async fn copy_from(&self, guest: &str, host: impl AsRef<Path>) -> Result<()> {
+        copy::copy_from(&self.inner.session, guest, host.as_ref()).await.map_err(|e| self.mine(e))
+    }
+
+    /// A connection to a TCP port of the guest. It needs no route: the holder opens it inside the
+    /// cluster's network and hands it over.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Connect`] if nothing listens there; [`ErrorKind::NotRunning`].
+    pub async fn connect(&self, port: u16) -> Result<TcpStream> {
+        dial(&self.inner.client, &self.inner.record.name, port).await.map_err(|e| self.mine(e))
+    }
+
+    /// A loopback address of the host that leads to a TCP port of the guest. It lasts until the VM
+    /// ends; asked again, it is the same.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotRunning`].
+    pub async fn forward(&self, port: u16) -> Result<SocketAddr> {
+        self.forward_at(port, (Ipv4Addr::LOCALHOST, 0).into()).await
+    }
+
+    /// [`Vm::forward`] at a loopback address of the caller's choice; port 0 is any free one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] if the port is taken, [`ErrorKind::InvalidSpec`] if the address is
+    /// not a loopback one.
+    pub async fn forward_at(&self, port: u16, listen: SocketAddr) -> Result<SocketAddr> {
+        let name = &self.inner.record.name;
+        self.inner.client.forward(name, port, listen).await.map_err(|e| self.mine(e))
+    }
+
+    /// What the guest wrote to its serial console since it was last started, byte for byte. It
+    /// may hold anything: show it through [`crate::harmless`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`]; a VM that never ran has an empty console.
+    pub async fn console(&self) -> Result<Vec<u8>> {
+        let path = self.member().console();
+        match tokio::fs::read(&path).await {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            read => read.map_err(|e| self.mine(Error::io("read", &path, e))),
+        }
+    }
+
+    /// The file [`Vm::console`] reads, for following it.
+    #[must_use]
+    pub fn console_path(&self) -> std::path::PathBuf {
+        self.member().console()
+    }
+
+    /// The OpenSSH client's configuration for this VM: an entry for `ssh -F` or
+    /// `~/.ssh/config`, with the pinned host key. `fleetbox` is the path of the command to dial
+    /// through.
+    ///
+    /// # Errors
+    /// If the installation's key cannot be read.
+    pub fn ssh_config(&self, fleetbox: &Path) -> Result<String> {
+        let paths = Paths::from_env()?;
+        keys::installation_key(&paths)?;
+        Ok(crate::listing::ssh_config(&self.inner.record, &self.member(), &paths, fleetbox))
+    }
+
+    /// Stops the VM: presses the power button, and after a grace time of 60 s cuts it off. The
+    /// disk stays. Does nothing if it is stopped.
+    ///
+    /// # Errors
+    /// If the holder cannot be asked.
+    pub async fn stop(&self) -> Result<()> {
+        self.stop_within(STOP_GRACE).await
+    }
+
+    /// [`Vm::stop`] with a grace time of the caller's; zero cuts it off at once.
+    ///
+    /// # Errors
+    /// As [`Vm::stop`].
+    pub async fn stop_within(&self, grace: Duration) -> Result<()> {
+        self.inner.session.close();
+        let name = &self.inner.record.name;
+        let stopped = if grace.is_zero() {
+            self.inner.client.kill(name).await
+        } else {
+            self.inner.client.stop(name, grace).await
+        };
+        match stopped {
+            Err(e) if is_gone(&e) => Ok(()),
+            stopped => stopped.map_err(|e| self.mine(e)),
+        }
+    }
+
+    /// Ends the VM at once and deletes it, disk and all. Does nothing if it is gone already.
+    ///
+    /// # Errors
+    /// If its files cannot be removed.
+    pub async fn destroy(&self) -> Result<()> {
+        let _starter = match lock::lock(&self.inner.cluster.lock(), || ()).await {
+            // Without the directory there is nothing to destroy.
+            Err(_) if !self.inner.cluster.dir().exists() => return Ok(()),
+            lock => lock.map_err(|e| self.mine(e))?,
+        };
+        self.stop_within(Duration::ZERO).await?;
+        cleanup::remove_member(self.member().dir()).map_err(|e| self.mine(e))
+    }
+
+    /// Reboots the guest politely and waits until it answers again. Falls back to the reset button
+    /// if the guest cannot be asked.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotRunning`]; [`ErrorKind::TimedOut`] if it does not come back within ten
+    /// minutes.
+    pub async fn reboot(&self) -> Result<()> {
+        let before = match self.boot_id().await {
+            Ok(id) => {
+                // sshd may end the session before the answer: what counts is the next boot id.
+                drop(self.shell("sudo -n systemctl reboot").output().await);
+                Some(id)
+            }
+            Err(e) if e.kind() == ErrorKind::NotRunning => return Err(e),
+            Err(_) => {
+                self.inner.client.reset(&self.inner.record.name).await.map_err(|e| self.mine(e))?;
+                None
+            }
+        };
+        self.inner.session.reset();
+        let deadline = Instant::now() + REBOOT_WAIT;
+        let mut pause = Duration::from_millis(100);
+        while Instant::now() < deadline {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
+            match self.boot_id().await {
+                Ok(id) if before.as_ref() != Some(&id) => return Ok(()),
+                Err(e) if matches!(e.kind(), ErrorKind::NotRunning | ErrorKind::HostKeyMismatch) => {
+                    return Err(e);
+                }
+                // Still the old boot, or nobody there yet.
+                _ => self.inner.session.reset(),
+            }
+        }
+        Err(self.mine(
+            Error::new(ErrorKind::TimedOut, "come back from the reboot")
+                .detail(crate::console::tail(&self.member().console()))
+                .hint(format!("read `fleetbox logs {}`", self.name())),
+        ))
+    }
+
+    /// A value the kernel makes anew at each boot (random(4)).
+    async fn boot_id(&self) -> Result<String> {
+        self.ssh("cat /proc/sys/kernel/random/boot_id").await
+    }
+
+    fn member(&self) -> MemberPaths {
+        self.inner.cluster.member(&self.inner.record.name)
+    }
+
+    fn mine(&self, error: Error) -> Error {
+        error.vm(self.name())
+    }
+
+    /// Lets go of the VM without ending a detached one; a bound one ends if no other handle holds
+    /// it. The same as dropping, but the holder has heard of it when this returns.
+    pub async fn release(self) {
+        self.inner.session.close();
+        drop(self.inner.hold.lock().await.take());
+    }
+}
+
+impl std::fmt::Debug for Vm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vm").field("name", &self.name()).field("address", &self.address()).finish()
+    }
+}
+
+/// Nobody is there to be asked, so nothing runs.
+fn is_gone(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotRunning | ErrorKind::HolderDied)
+}
+
+/// The SSH session of a VM; nothing is dialled yet.
+pub(crate) fn session(record: &VmRecord, client: &Client, client_key: Arc<KeyPair>) -> Session {
+    let (client, vm) = (client.clone(), record.name.clone());
+    Session::new(Target {
+        vm: record.name.to_string(),
+        user: record.user.clone(),
+        client_key,
+        host_key: record.host_key.clone(),
+        dial: Arc::new(move |port| {
+            let (client, vm) = (client.clone(), vm.clone());
+            Box::pin(async move { dial(&client, &vm, port).await })
+        }),
+    })
+}
+
+async fn dial(client: &Client, vm: &Name, port: u16) -> Result<TcpStream> {
+    let fd = client.connect(vm, port).await?;
+    let stream = std::net::TcpStream::from(fd);
+    stream
+        .set_nonblocking(true)
+        .and_then(|()| TcpStream::from_std(stream))
+        .map_err(|e| Error::new(ErrorKind::Connect, format!("use the connection to port {port}")).source(e))
+}
+
+/// Describes a VM to start. Options count when the VM is created; an existing one keeps its own,
+/// and says so.
+#[derive(Debug, Clone)]
+#[must_use = "nothing happens until `start`"]
+pub struct VmBuilder {
+    name: String,
+    spec: VmSpec,
+    spec_given: bool,
+    backend: Option<Backend>,
+    detached: bool,
+    ephemeral: bool,
+    timeout: Option<Duration>,
+    progress: ProgressSink,
+}
+
+impl VmBuilder {
+    fn new(name: String) -> Self {
+        Self {
+            name,
+            spec: VmSpec::default(),
+            spec_given: false,
+            backend: None,
+            detached: false,
+            ephemeral: false,
+            timeout: None,
+            progress: ProgressSink::default(),
+        }
+    }
+
+    fn given(mut self, set: impl FnOnce(&mut VmSpec)) -> Self {
+        set(&mut self.spec);
+        self.spec_given = true;
+        self
+    }
+
+    /// The image: an alias such as `debian-12` (the default), a URL, or a path.
+    pub fn image(self, image: impl Into<String>) -> Self {
+        self.given(|spec| spec.image = image.into())
+    }
+
+    /// The guest's architecture; the host's by default. Another one is emulated.
+    pub fn arch(self, arch: Arch) -> Self {
+        self.given(|spec| spec.arch = arch)
+    }
+
+    /// Virtual CPUs, 1 to 255; default 2.
+    pub fn cpus(self, cpus: u32) -> Self {
+        self.given(|spec| spec.cpus = cpus)
+    }
+
+    /// Memory in MiB, at least 128; default 4096.
+    pub fn memory_mib(self, memory_mib: u32) -> Self {
+        self.given(|spec| spec.memory_mib = memory_mib)
+    }
+
+    /// Disk size in GiB; default 20. The disk is sparse: it takes what the guest writes.
+    pub fn disk_gib(self, disk_gib: u32) -> Self {
+        self.given(|spec| spec.disk_gib = disk_gib)
+    }
+
+    /// The backend; `FLEETBOX_BACKEND` comes first, and without either QEMU is used.
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.backend = Some(backend);
+        self
+    }
+
+    /// Whether the VM lives on when nobody holds it; default no.
+    pub fn detached(mut self, detached: bool) -> Self {
+        self.detached = detached;
+        self
+    }
+
+    /// Whether the VM's disk goes with the machine, in whatever way that ends; default no. Writes
+    /// of such a VM are not made safe against a crash of the host.
+    pub fn ephemeral(mut self, ephemeral: bool) -> Self {
+        self.ephemeral = ephemeral;
+        self
+    }
+
+    /// How long the guest may take until it answers; by default `FLEETBOX_IP_WAIT_TIMEOUT`, else
+    /// three minutes with KVM and ten without.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Calls `f` with each event of the start. It runs on the runtime's threads: be quick.
+    pub fn on_progress(mut self, f: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.progress = ProgressSink::new(f);
+        self
+    }
+
+    /// Starts the VM: creates it if it is missing, boots it if it is stopped, joins it if it runs,
+    /// and waits until it answers over SSH. Two starts of the same name at once, in whatever
+    /// processes, give the same machine.
+    ///
+    /// Dropped before it is done, it leaves nothing running.
+    ///
+    /// # Errors
+    /// Bad input is refused before any work ([`ErrorKind::InvalidName`],
+    /// [`ErrorKind::InvalidSpec`], [`ErrorKind::UnknownImage`]); then what the host lacks
+    /// ([`ErrorKind::HostUnsupported`], [`ErrorKind::BackendUnavailable`]); last
+    /// [`ErrorKind::BootFailed`], which names the stage reached and shows the console's tail.
+    pub async fn start(self) -> Result<Vm> {
+        let name = Name::new(&self.name)?;
+        let request = StartRequest {
+            name,
+            spec: self.spec,
+            spec_given: self.spec_given,
+            backend: self.backend,
+            detached: self.detached,
+            ephemeral: self.ephemeral,
+            timeout: self.timeout,
+            progress: self.progress,
+        };
+        launch::start(request).await.map(Vm::launched)
+    }
+}
