@@ -2,7 +2,7 @@
 
 mod env;
 mod error;
-mod images;
+pub mod images;
 mod prepare;
 mod progress;
 mod spec;

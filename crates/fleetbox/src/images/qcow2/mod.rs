@@ -12,7 +12,7 @@ use std::path::Path;
 
 use crate::error::{Error, ErrorKind, Result};
 
-pub(crate) use convert::convert;
+pub(crate) use convert::{convert, write_sparse};
 
 /// The first four bytes of every qcow2 file.
 pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
