@@ -9,7 +9,7 @@ pub(crate) mod qcow2;
 mod resolve;
 pub(crate) mod space;
 mod transfer;
-mod work;
+pub(crate) mod work;
 
 use std::path::{Path, PathBuf};
 

@@ -45,6 +45,7 @@ const PACKAGES: &[&str] = &[
 const FINISH: &str = r#"
 set -eu
 umask 022
+exec 3>&1 >&2
 partuuid=$1 blocks=$2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -69,7 +70,7 @@ cd /
 mke2fs -q -t ext4 -L root -m 1 -O ^orphan_file,^metadata_csum_seed \
     -E lazy_itable_init=0,lazy_journal_init=0 -d "$root" "$work/fs" "${blocks}k"
 rm -rf "$root"
-cat "$work/fs"
+cat "$work/fs" >&3
 "#;
 
 /// How a step gets the power to own files as root.
