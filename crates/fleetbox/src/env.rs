@@ -71,3 +71,16 @@ pub(crate) fn ip_wait_timeout() -> Result<Option<Duration>> {
         .hint("give seconds or a unit, such as 300 or 5m")),
     }
 }
+
+/// The proxy for URLs of `scheme`, by the customary variables. `HTTP_PROXY` in capitals is not
+/// trusted by curl under CGI; no test runs there, so both spellings count.
+pub(crate) fn proxy(scheme: &str) -> Result<Option<String>> {
+    for name in [format!("{scheme}_proxy"), "all_proxy".to_owned()] {
+        for spelling in [name.clone(), name.to_uppercase()] {
+            if let Some(value) = text(&spelling)? {
+                return Ok(Some(value));
+            }
+        }
+    }
+    Ok(None)
+}

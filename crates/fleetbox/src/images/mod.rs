@@ -1,1 +1,417 @@
-//! Owns images.
+//! Owns images: what a reference means, the cache of raw disks, and what a user can ask about them.
+//! It must not know what a VM does with one.
+
+mod build;
+mod cache;
+mod catalog;
+mod download;
+pub(crate) mod qcow2;
+mod resolve;
+pub(crate) mod space;
+mod transfer;
+pub(crate) mod work;
+
+use std::path::{Path, PathBuf};
+
+use crate::env;
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::{Progress, ProgressSink};
+use crate::spec::Arch;
+use crate::store::lock;
+use crate::store::paths::Paths;
+
+pub use build::BuildOptions;
+use cache::{Origin, Record, Slot};
+pub(crate) use resolve::resolve;
+
+/// A raw disk ready to back a VM's own.
+#[derive(Debug, Clone)]
+pub(crate) struct CachedImage {
+    pub reference: String,
+    /// The raw file; only ever to be opened for reading.
+    pub path: PathBuf,
+    /// Identity of the content: a sha256 in hex. Of a raw file used in place, of its path, size,
+    /// times and inode.
+    pub digest: String,
+    /// What the guest sees.
+    pub size_bytes: u64,
+    pub arch: Arch,
+    /// Built on this host, not published.
+    pub built: bool,
+}
+
+/// What the environment says about fetching.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Settings {
+    offline: bool,
+    mirror: Option<String>,
+}
+
+impl Settings {
+    fn from_env() -> Result<Self> {
+        Ok(Self { offline: env::offline(), mirror: env::text(env::MIRROR)? })
+    }
+}
+
+/// An image that can be used, as [`list`] reports it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct ImageInfo {
+    /// What to name it by: an alias, a URL or a path.
+    pub reference: String,
+    /// The architecture it is for.
+    pub arch: Arch,
+    /// Which dated version it is; empty for URLs and paths.
+    pub snapshot: String,
+    /// The size of its disk as a guest sees it, once it is cached.
+    pub size_bytes: Option<u64>,
+    /// The bytes it takes on the host's disk.
+    pub disk_bytes: u64,
+    /// Whether it is here, and where from.
+    pub state: ImageState,
+    /// The raw disk, once it is cached.
+    pub path: Option<PathBuf>,
+}
+
+/// Whether an image is here, and where from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ImageState {
+    /// Fetched, and checked against its published checksum where there is one.
+    Cached,
+    /// Built on this host from packages.
+    Built,
+    /// Brought in by [`import`].
+    Imported,
+    /// Known, and fetched at its first use.
+    Available,
+}
+
+/// Every image that can be named: those here, newest first, and those that would be fetched for
+/// this host's architecture.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// for image in fleetbox::images::list().await? {
+///     println!("{} {:?} {} bytes on disk", image.reference, image.state, image.disk_bytes);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub async fn list() -> Result<Vec<ImageInfo>> {
+    let paths = Paths::from_env()?;
+    work::run("list images", move |_| Ok(list_at(&paths))).await
+}
+
+/// Fetches an image, unless it is here already. `reference` is an alias, a URL (with an optional
+/// `#sha256=…`) or a path. Dropping the future ends the transfer; the next one goes on from there.
+///
+/// # Errors
+/// [`ErrorKind::UnknownImage`], [`ErrorKind::Download`], [`ErrorKind::Offline`],
+/// [`ErrorKind::ChecksumMismatch`], [`ErrorKind::NoSpace`], [`ErrorKind::ImageUnreadable`].
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// let image = fleetbox::images::pull("debian-12", fleetbox::Arch::host(), |_| {}).await?;
+/// println!("{}", image.reference);
+/// # Ok(())
+/// # }
+/// ```
+pub async fn pull(
+    reference: &str,
+    arch: Arch,
+    progress: impl Fn(Progress) + Send + Sync + 'static,
+) -> Result<ImageInfo> {
+    let paths = Paths::from_env()?;
+    let image = resolve(&paths, reference, arch, &ProgressSink::new(progress)).await?;
+    Ok(info(&paths, &image))
+}
+
+/// Removes every image here that goes by `reference`, and returns the bytes of disk given back.
+/// One that no VM was made from and is not here is [`ErrorKind::NotFound`].
+///
+/// # Errors
+/// [`ErrorKind::Conflict`] while a VM's disk is backed by it, unless `force`; such a VM can never
+/// start again.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// let freed_bytes = fleetbox::images::remove("debian-12", false).await?;
+/// println!("{freed_bytes} bytes freed");
+/// # Ok(())
+/// # }
+/// ```
+pub async fn remove(reference: &str, force: bool) -> Result<u64> {
+    let paths = Paths::from_env()?;
+    remove_at(&paths, reference, force).await
+}
+
+/// Copies the raw or qcow2 disk at `path` into the cache under `alias`, which wins over a published
+/// image of that name from then on. The file itself is left alone.
+///
+/// # Errors
+/// [`ErrorKind::InvalidPath`], [`ErrorKind::ImageUnreadable`], [`ErrorKind::InvalidName`] for an
+/// alias that could be taken for a path, [`ErrorKind::NoSpace`].
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// let path = std::path::Path::new("golden.qcow2");
+/// fleetbox::images::import(path, "golden", fleetbox::Arch::host(), |_| {}).await?;
+/// # Ok(())
+/// # }
+/// ```
+pub async fn import(
+    path: &Path,
+    alias: &str,
+    arch: Arch,
+    progress: impl Fn(Progress) + Send + Sync + 'static,
+) -> Result<ImageInfo> {
+    let paths = Paths::from_env()?;
+    let image = import_at(&paths, path, alias, arch, &ProgressSink::new(progress)).await?;
+    Ok(info(&paths, &image))
+}
+
+/// Builds `alias` (debian-12 or debian-13) from the host's own Debian packages with mmdebstrap, as
+/// root or as an ordinary user with subordinate ids, in about a minute. The result wins over the
+/// published image of that name. Dropping the future ends the build and leaves nothing.
+///
+/// # Errors
+/// [`ErrorKind::HostUnsupported`] where mmdebstrap or mke2fs is missing or cannot work, with the
+/// fix as hint; [`ErrorKind::UnknownImage`] for an alias that cannot be built.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::images::{BuildOptions, build};
+/// build("debian-12", fleetbox::Arch::host(), BuildOptions::default(), |_| {}).await?;
+/// # Ok(())
+/// # }
+/// ```
+pub async fn build(
+    alias: &str,
+    arch: Arch,
+    options: BuildOptions,
+    progress: impl Fn(Progress) + Send + Sync + 'static,
+) -> Result<ImageInfo> {
+    let paths = Paths::from_env()?;
+    let sink = ProgressSink::new(progress);
+    let image = build::build_at(&paths, catalog::canonical(alias), arch, options, &sink).await?;
+    Ok(info(&paths, &image))
+}
+
+fn list_at(paths: &Paths) -> Vec<ImageInfo> {
+    let cached = cache::all(paths);
+    let mut list: Vec<ImageInfo> =
+        cached.iter().map(|(slot, record)| describe(slot, record)).collect();
+    for alias in catalog::aliases() {
+        let Some(published) = catalog::find(alias, Arch::host()) else { continue };
+        let is_here = list.iter().any(|image| {
+            image.reference == alias
+                && image.arch == Arch::host()
+                && image.snapshot == published.snapshot
+        });
+        if !is_here {
+            list.push(ImageInfo {
+                reference: alias.to_owned(),
+                arch: Arch::host(),
+                snapshot: published.snapshot.to_owned(),
+                size_bytes: None,
+                disk_bytes: 0,
+                state: ImageState::Available,
+                path: None,
+            });
+        }
+    }
+    // Stable: within a name the cached ones stay first and newest first.
+    list.sort_by(|a, b| a.reference.cmp(&b.reference));
+    list
+}
+
+fn describe(slot: &Slot, record: &Record) -> ImageInfo {
+    let path = slot.raw();
+    ImageInfo {
+        reference: record.reference.clone(),
+        arch: record.arch,
+        snapshot: record.snapshot.clone(),
+        size_bytes: Some(record.size_bytes),
+        disk_bytes: disk_bytes(&path),
+        state: match record.origin {
+            Origin::Fetched | Origin::Unpacked => ImageState::Cached,
+            Origin::Built => ImageState::Built,
+            Origin::Imported => ImageState::Imported,
+        },
+        path: Some(path),
+    }
+}
+
+fn info(paths: &Paths, image: &CachedImage) -> ImageInfo {
+    let recorded = cache::all(paths).into_iter().find(|(slot, _)| slot.raw() == image.path);
+    recorded.map_or_else(
+        // A raw file used in place has no record.
+        || ImageInfo {
+            reference: image.reference.clone(),
+            arch: image.arch,
+            snapshot: String::new(),
+            size_bytes: Some(image.size_bytes),
+            disk_bytes: disk_bytes(&image.path),
+            state: ImageState::Cached,
+            path: Some(image.path.clone()),
+        },
+        |(slot, record)| describe(&slot, &record),
+    )
+}
+
+fn disk_bytes(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    path.metadata().map_or(0, |metadata| metadata.blocks().saturating_mul(512))
+}
+
+async fn remove_at(paths: &Paths, reference: &str, force: bool) -> Result<u64> {
+    let name = catalog::canonical(reference);
+    let slots: Vec<Slot> = cache::all(paths)
+        .into_iter()
+        .filter(|(_, record)| record.reference == name)
+        .map(|(slot, _)| slot)
+        .collect();
+    if slots.is_empty() {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("remove the image {}: it is not in the cache", name.escape_debug()),
+        )
+        .hint("`fleetbox image ls` shows what is"));
+    }
+    for slot in slots.iter().filter(|_| !force) {
+        let users = slot.users(paths);
+        if !users.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("remove the image {name}: the disk of {} needs it", users.join(", ")),
+            )
+            .hint("remove those VMs first, or force it and lose them"));
+        }
+    }
+    let mut freed_bytes = 0;
+    for slot in slots {
+        let _held = lock::lock(&slot.lock(), || {}).await?;
+        freed_bytes += slot.remove(paths)?;
+    }
+    Ok(freed_bytes)
+}
+
+async fn import_at(
+    paths: &Paths,
+    path: &Path,
+    alias: &str,
+    arch: Arch,
+    progress: &ProgressSink,
+) -> Result<CachedImage> {
+    let alias = catalog::canonical(alias);
+    check_alias(alias)?;
+    let (path, metadata) = resolve::local_file(path)?;
+    let made = Made::now();
+    let slot = Slot::new(paths, alias, &made.snapshot, arch);
+    slot.make_dir()?;
+    let held = lock::lock(&slot.lock(), || {
+        progress.note(format!("waiting for another process that imports {alias}"));
+    })
+    .await?;
+    let record = Record {
+        version: 0,
+        reference: alias.to_owned(),
+        arch,
+        snapshot: made.snapshot,
+        origin: Origin::Imported,
+        digest: cache::file_identity(&path, &metadata),
+        size_bytes: 0,
+        source: Some(path.display().to_string()),
+        made_on: Some(made.on),
+        suite: None,
+    };
+    let (thread_slot, sink) = (slot.clone(), progress.clone());
+    let image = work::run("import an image", move |cancel| {
+        let _held = held;
+        download::store(&thread_slot, &path, record, download::Keep::Source, &sink, cancel)
+    })
+    .await?;
+    forget_older(paths, alias, arch, &slot)?;
+    Ok(image)
+}
+
+/// Removes local images that a newer one of the same name replaces, unless a VM needs them.
+fn forget_older(paths: &Paths, alias: &str, arch: Arch, newest: &Slot) -> Result<()> {
+    for (slot, record) in cache::all(paths) {
+        let is_local = matches!(record.origin, Origin::Built | Origin::Imported);
+        if is_local
+            && record.reference == alias
+            && record.arch == arch
+            && slot.raw() != newest.raw()
+            && slot.users(paths).is_empty()
+            && let Some(_held) = lock::try_lock(&slot.lock())?
+        {
+            slot.remove(paths)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_alias(alias: &str) -> Result<()> {
+    let good = !alias.is_empty()
+        && alias.len() <= 63
+        && alias.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && alias.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._".contains(c));
+    if good {
+        return Ok(());
+    }
+    let shown: String = alias.chars().take(80).collect();
+    Err(Error::new(
+        ErrorKind::InvalidName,
+        format!("use \"{}\" as an image's alias", shown.escape_debug()),
+    )
+    .hint("use up to 63 lowercase letters, digits, dots, hyphens and underscores"))
+}
+
+/// When an image was made here.
+struct Made {
+    /// As 2026-11-23, for people.
+    on: String,
+    /// As 20261123-201500: no two images share a file, so none is changed under a VM.
+    snapshot: String,
+}
+
+impl Made {
+    fn now() -> Self {
+        let seconds = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |elapsed| elapsed.as_secs());
+        let (year, month, day) = civil_date(seconds / 86_400);
+        let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+        Self {
+            on: format!("{year:04}-{month:02}-{day:02}"),
+            snapshot: format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}"),
+        }
+    }
+}
+
+/// The date of a day counted from 1970-01-01, by walking years and months.
+fn civil_date(mut days: u64) -> (u64, u64, u64) {
+    let is_leap =
+        |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+    let mut year = 1970;
+    while days >= 365 + u64::from(is_leap(year)) {
+        days -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let lengths = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 1;
+    for length in lengths {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    (year, month, days + 1)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! Owns a guest's kernel, initrd and command line: taken out of the image once, kept by the image's
+//! digest. It must not decide on consoles or devices, which belong to the backend.
+
+mod entry;
+mod filesystem;
+mod find;
+mod partition;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::images::{CachedImage, work};
+use crate::progress::{ProgressSink, Stage};
+use crate::spec::Arch;
+use crate::store::lock;
+use crate::store::paths::{Paths, make_private_dir, write_atomic};
+
+use find::Found;
+
+const RECORD_VERSION: u32 = 1;
+const KERNEL_BYTES_MAX: u64 = 256 << 20;
+const INITRD_BYTES_MAX: u64 = 1 << 30;
+
+/// What a direct boot needs from the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BootFiles {
+    pub kernel: PathBuf,
+    pub initrd: Option<PathBuf>,
+    /// The root device and the image's own arguments, without consoles.
+    pub cmdline: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    version: u32,
+    has_initrd: bool,
+    cmdline: String,
+}
+
+/// The boot files of `image`, from the cache or taken out of it now.
+pub(crate) async fn extract(
+    paths: &Paths,
+    image: &CachedImage,
+    progress: &ProgressSink,
+) -> Result<BootFiles> {
+    let dir = paths.kernels().join(&image.digest);
+    if let Some(files) = cached(&dir) {
+        return Ok(files);
+    }
+    make_private_dir(&paths.kernels())?;
+    let lock_path = paths.kernels().join(format!("{}.lock", image.digest));
+    let held = lock::lock(&lock_path, || {
+        progress.note(format!(
+            "waiting for another process that takes the kernel out of {}",
+            image.reference
+        ));
+    })
+    .await?;
+    if let Some(files) = cached(&dir) {
+        return Ok(files);
+    }
+    progress.begin(Stage::Prepare);
+    let (kernels, image) = (paths.kernels(), image.clone());
+    work::run("take out a kernel", move |_| {
+        let _held = held;
+        take_out(&kernels, &dir, &image)
+    })
+    .await
+}
+
+fn cached(dir: &Path) -> Option<BootFiles> {
+    let record = std::fs::read(dir.join("boot.json")).ok()?;
+    let record: Record = serde_json::from_slice(&record).ok()?;
+    let kernel = dir.join("vmlinuz");
+    let initrd = record.has_initrd.then(|| dir.join("initrd"));
+    let is_whole = record.version == RECORD_VERSION
+        && kernel.is_file()
+        && initrd.as_ref().is_none_or(|initrd| initrd.is_file());
+    is_whole.then_some(BootFiles { kernel, initrd, cmdline: record.cmdline })
+}
+
+/// Builds the directory under a temporary name and renames it when it is whole.
+fn take_out(kernels: &Path, dir: &Path, image: &CachedImage) -> Result<BootFiles> {
+    let file = File::open(&image.path).map_err(|e| Error::io("open image", &image.path, e))?;
+    let found = find::find(&file, image)?;
+    let io = |e| Error::io("write", kernels, e);
+    let new = tempfile::Builder::new().prefix(".new-").tempdir_in(kernels).map_err(io)?;
+    write_kernel(&found, image, &new.path().join("vmlinuz"))?;
+    if let Some(initrd) = &found.initrd {
+        found.boot.copy_out(initrd, INITRD_BYTES_MAX, &new.path().join("initrd"))?;
+    }
+    let record = Record {
+        version: RECORD_VERSION,
+        has_initrd: found.initrd.is_some(),
+        cmdline: found.cmdline,
+    };
+    let json = serde_json::to_vec_pretty(&record)
+        .map_err(|e| Error::new(ErrorKind::Internal, "record a kernel").source(e))?;
+    write_atomic(&new.path().join("boot.json"), &json)?;
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io("remove the damaged", dir, e));
+        }
+        _ => {}
+    }
+    std::fs::rename(new.path(), dir).map_err(io)?;
+    // Renamed away: there is nothing left to remove.
+    let _ = new.keep();
+    cached(dir).ok_or_else(|| {
+        Error::new(ErrorKind::Internal, format!("read back the kernel in {}", dir.display()))
+    })
+}
+
+fn write_kernel(found: &Found, image: &CachedImage, path: &Path) -> Result<()> {
+    let mut kernel = found.boot.read(&found.kernel, KERNEL_BYTES_MAX)?;
+    if kernel.starts_with(&[0x1f, 0x8b]) {
+        kernel = gunzip(&kernel).ok_or_else(|| unbootable(image, "its kernel does not unpack"))?;
+    }
+    // Offsets from the kernel's Documentation: arch/x86/boot.rst and arch/arm64/booting.rst.
+    let is_bootable = match image.arch {
+        Arch::X86_64 => kernel.get(0x202..0x206) == Some(b"HdrS"),
+        Arch::Aarch64 => kernel.get(56..60) == Some(b"ARM\x64"),
+    };
+    if !is_bootable {
+        return Err(unbootable(
+            image,
+            &format!("{} is no kernel for {}", found.kernel, image.arch),
+        ));
+    }
+    write_atomic(path, &kernel)
+}
+
+/// Arm images come as a gzip of the flat kernel, which nothing below the boot loader unpacks.
+fn gunzip(packed: &[u8]) -> Option<Vec<u8>> {
+    // The last word is the length, if the packer told the truth; it only bounds the buffer.
+    let length = u32::from_le_bytes(*packed.last_chunk::<4>()?);
+    if u64::from(length) > KERNEL_BYTES_MAX {
+        return None;
+    }
+    let mut kernel = vec![0; length as usize];
+    let written = libdeflater::Decompressor::new().gzip_decompress(packed, &mut kernel).ok()?;
+    kernel.truncate(written);
+    Some(kernel)
+}
+
+fn unbootable(image: &CachedImage, what: &str) -> Error {
+    Error::new(ErrorKind::ImageWithoutKernel, format!("boot the image {}: {what}", image.reference))
+        .hint("use an image with a kernel in /boot of an ext4 root, such as debian-12")
+}
+
+#[cfg(test)]
+mod tests;
