@@ -1,5 +1,7 @@
 //! Real Linux machines as test fixtures.
 
+#[cfg(feature = "unstable-fake")]
+mod backend;
 mod env;
 mod error;
 mod images;
@@ -13,4 +15,6 @@ mod sys;
 pub use error::{Error, ErrorKind, Fault, Result};
 pub use progress::{Progress, Stage};
 pub use spec::Arch;
-pub use ssh::command::Output;
+pub use ssh::{
+    Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Output, Signal, Stdio, Terminal,
+};

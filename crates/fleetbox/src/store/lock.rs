@@ -31,6 +31,13 @@ pub(crate) fn try_lock(path: &Path) -> Result<Option<Lock>> {
     }
 }
 
+/// Waits for a lock that is only ever held for an instant; it blocks the thread.
+pub(crate) fn lock_briefly(path: &Path) -> Result<Lock> {
+    let file = open(path)?;
+    file.lock().map_err(|e| Error::io("lock", path, e))?;
+    Ok(Lock { _file: file })
+}
+
 /// Waits for the lock without holding up the runtime; `waiting` is called once if somebody has it.
 /// When the future is dropped while it waits, a thread stays in the kernel until the lock comes
 /// free and gives it back at once.

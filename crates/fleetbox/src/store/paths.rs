@@ -51,6 +51,20 @@ impl Paths {
         self.root.join("keys")
     }
 
+    /// The installation's private key, in the format `ssh -i` reads.
+    pub(crate) fn key(&self) -> PathBuf {
+        self.keys().join("id_ed25519")
+    }
+
+    pub(crate) fn public_key(&self) -> PathBuf {
+        self.keys().join("id_ed25519.pub")
+    }
+
+    /// Held while the installation's key is made.
+    pub(crate) fn key_lock(&self) -> PathBuf {
+        self.keys().join("lock")
+    }
+
     pub(crate) fn clusters(&self) -> PathBuf {
         self.root.join("clusters")
     }

@@ -2,4 +2,6 @@
 //! VM is.
 #![expect(unsafe_code, reason = "the one place for it")]
 
+#[cfg(feature = "unstable-fake")]
+pub(crate) mod session;
 pub(crate) mod user;

@@ -1,0 +1,3 @@
+//! Owns the backends: what boots a VM.
+
+pub(crate) mod fake;
