@@ -1,2 +1,28 @@
-//! Owns the one SSH connection of a VM.
-pub(crate) mod command;
+//! Owns how a guest is driven: keys, connections, commands and copies over SSH. It must not open a
+//! socket itself: connections are dialled by whoever owns the guest's network.
+//!
+//! ```text
+//! Command ─┐             ┌─ shared connections: collected output, always drained
+//! copy ────┤── Session ──┤
+//! signals ─┘  (the pool) └─ lone connections: one stream each, may stand still
+//! ```
+
+mod child;
+mod command;
+mod connection;
+pub(crate) mod copy;
+mod end;
+pub(crate) mod keys;
+mod output;
+mod quote;
+mod running;
+mod session;
+#[cfg(all(test, feature = "unstable-fake"))]
+mod tests;
+
+pub use child::{Child, ChildStderr, ChildStdin, ChildStdout};
+pub(crate) use command::ssh;
+pub use command::{Command, Signal, Stdio, Terminal};
+pub(crate) use connection::{Dial, Target};
+pub use output::{ExitStatus, Output};
+pub(crate) use session::Session;
