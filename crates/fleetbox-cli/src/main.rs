@@ -1,2 +1,89 @@
-//! x
-fn main() {}
+//! The `fleetbox` command: parses, runs one command, turns its outcome into an exit code. It must
+//! not do a command's work itself.
+//!
+//! Exit codes: 0 done; 1 it did not work; 2 the request itself was wrong; 3 this host lacks
+//! something (`fleetbox doctor` tells); 4 the guest failed; 70 a defect of fleetbox. `ssh` and
+//! `exec` end with the guest's command's own code, or 255 if it could not be run.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
+
+mod args;
+mod commands;
+mod complete;
+mod progress;
+mod render;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use fleetbox::{Error, ErrorKind, Fault};
+
+use crate::args::Args;
+
+/// What a command ends with: the process's exit code, or an error to report.
+type Outcome = Result<u8, Error>;
+
+fn main() -> ExitCode {
+    // Answers the shell's question for completions and ends, if it is asked.
+    clap_complete::CompleteEnv::with_factory(Args::command).complete();
+    let args = Args::parse();
+    start_log(args.verbose);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("fleetbox: start a runtime: {e}");
+            return ExitCode::from(70);
+        }
+    };
+    let wants_own_codes = args.command.has_guest_code();
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            outcome = commands::run(args.command) => outcome,
+            () = interrupted() => Ok(130),
+        }
+    });
+    let code = match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("fleetbox: {}", error.report());
+            if wants_own_codes { 255 } else { code_of(&error) }
+        }
+    };
+    // Tasks that end a guest's command, or let go of a machine, get a moment; a thread that reads
+    // standard input would otherwise keep the process for ever.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(100));
+    ExitCode::from(code)
+}
+
+fn code_of(error: &Error) -> u8 {
+    match (error.kind(), error.kind().fault()) {
+        (ErrorKind::NotFound | ErrorKind::NotRunning | ErrorKind::Conflict, _) => 1,
+        (_, Fault::Request) => 2,
+        (_, Fault::Host) => 3,
+        (_, Fault::Guest) => 4,
+        (_, Fault::Internal) => 70,
+        _ => 1,
+    }
+}
+
+/// Ends the command on Ctrl-C or SIGTERM by dropping what it does, which undoes what is half done.
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => return,
+        1 => tracing::Level::INFO,
+        2 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    };
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_ansi(false).init();
+}

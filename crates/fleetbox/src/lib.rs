@@ -43,8 +43,10 @@ mod sys;
 
 pub use backend::Backend;
 pub use console::harmless;
+pub use control::PROTOCOL;
 pub use error::{Error, ErrorKind, Fault, Result};
 pub use fleetbox_macros::test;
+pub use images::{ImageInfo, ImageState};
 pub use listing::{list, resolve};
 pub use progress::{Progress, Stage};
 pub use spec::{
@@ -54,4 +56,4 @@ pub use ssh::{
     Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Output, Signal, Stdio, Terminal,
 };
 pub use timings::Timings;
-pub use vm::{State, Vm, VmBuilder, VmInfo};
+pub use vm::{State, Vm, VmBuilder, VmInfo, pass_connection};

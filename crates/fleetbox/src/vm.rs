@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -412,6 +413,24 @@ impl std::fmt::Debug for Vm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Vm").field("name", &self.name()).field("address", &self.address()).finish()
     }
+}
+
+/// Sends a connection over a unix socket to the process at its other end, as the OpenSSH client
+/// expects it of a `ProxyCommand` with `ProxyUseFdpass yes` (ssh_config(5)).
+///
+/// # Errors
+/// If `socket` is no unix socket, or its other end is gone.
+///
+/// ```no_run
+/// # async fn example(vm: fleetbox::Vm) -> Result<(), Box<dyn std::error::Error>> {
+/// let connection = vm.connect(22).await?;
+/// fleetbox::pass_connection(std::io::stdout(), &connection)?;
+/// # Ok(())
+/// # }
+/// ```
+pub fn pass_connection(socket: impl AsFd, connection: &TcpStream) -> std::io::Result<()> {
+    // One byte has to go along (unix(7)).
+    crate::sys::fd::send(socket.as_fd(), &[0], Some(connection.as_fd())).map(|_| ())
 }
 
 /// Nobody is there to be asked, so nothing runs.

@@ -5,5 +5,6 @@ pub(crate) mod client;
 pub(crate) mod frame;
 pub(crate) mod message;
 
-/// The version of the wire protocol. A peer of another one is refused with the fix.
-pub(crate) const PROTOCOL: u32 = 1;
+/// The version of the protocol between a caller and a holder. A peer of another one is refused with
+/// the fix.
+pub const PROTOCOL: u32 = 1;

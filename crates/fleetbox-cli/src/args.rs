@@ -1,0 +1,377 @@
+//! Owns the grammar of the command line. It must not act on it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
+use clap_complete::engine::ArgValueCompleter;
+use fleetbox::{Arch, Backend};
+
+use crate::complete;
+
+/// Throw-away Linux machines: real kernels, booted from stock cloud images.
+#[derive(Debug, Parser)]
+#[command(name = "fleetbox", version, propagate_version = true, subcommand_required = true)]
+#[command(after_help = "State lives in ~/.fleetbox, or in FLEETBOX_HOME. `fleetbox doctor` tells what this host can do.")]
+pub(crate) struct Args {
+    /// Say more on standard error; repeat for still more
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start VMs: create what is missing, boot what is stopped
+    #[command(visible_alias = "start")]
+    Up(Up),
+    /// Stop VMs; their disks stay
+    #[command(visible_aliases = ["stop", "halt"])]
+    Down(Down),
+    /// List VMs
+    #[command(visible_alias = "list")]
+    Ls(Ls),
+    /// Run a command in a VM, or open a shell
+    #[command(visible_alias = "shell")]
+    Ssh(Ssh),
+    /// Run a command in a VM: `ssh NAME -- COMMAND`
+    Exec(Exec),
+    /// Copy a file or directory to or from a VM (one side is NAME:/PATH)
+    Cp(Cp),
+    /// Print an OpenSSH client configuration for VMs
+    SshConfig(Names),
+    /// Print what a VM wrote to its console
+    Logs(Logs),
+    /// Make a port of a VM reachable at a loopback address
+    Port(Port),
+    /// Delete VMs, disks and all
+    #[command(visible_aliases = ["remove", "destroy", "delete"])]
+    Rm(Rm),
+    /// Manage images
+    Image(Image),
+    /// Tell what this host can do, and how to mend what it cannot
+    Doctor(Output),
+    /// Print the version
+    Version(Output),
+    /// Print the shell code that turns on completion
+    Completion {
+        /// The shell to print it for
+        shell: CompletionShell,
+    },
+    /// Write manual pages
+    #[command(hide = true)]
+    Man {
+        /// The directory to write them to
+        directory: PathBuf,
+    },
+    /// Pass a connection to a VM's port over standard output, for OpenSSH's ProxyUseFdpass
+    #[command(hide = true)]
+    Proxy {
+        name: String,
+        port: u16,
+    },
+}
+
+impl Command {
+    /// Whether the exit code is the guest's.
+    pub(crate) fn has_guest_code(&self) -> bool {
+        matches!(self, Command::Ssh(_) | Command::Exec(_))
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum CompletionShell {
+    Bash,
+    Elvish,
+    Fish,
+    Powershell,
+    Zsh,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Output {
+    /// How to print the result
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub output: Format,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Up {
+    /// Names of VMs, or with -n the prefix of their names
+    #[arg(required = true, value_name = "NAME", add = ArgValueCompleter::new(complete::vms))]
+    pub names: Vec<String>,
+    /// Start NAME-1 to NAME-COUNT
+    #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=240))]
+    pub count: Option<u32>,
+    /// Image: an alias, a URL or a path [default: debian-12]
+    #[arg(long, add = ArgValueCompleter::new(complete::images))]
+    pub image: Option<String>,
+    /// Virtual CPUs [default: 2]
+    #[arg(long)]
+    pub cpus: Option<u32>,
+    /// Memory in MiB, or with a unit: 512M, 2G [default: 4096]
+    #[arg(long, value_name = "MIB", value_parser = memory_mib)]
+    pub memory: Option<u32>,
+    /// Disk size in GiB [default: 20]
+    #[arg(long, value_name = "GIB", value_parser = disk_gib)]
+    pub disk: Option<u32>,
+    /// Architecture of the guest: `x86_64` or `aarch64` [default: the host's]
+    #[arg(long)]
+    pub arch: Option<Arch>,
+    /// Backend to run it with
+    #[arg(long)]
+    pub backend: Option<Backend>,
+    /// How long the guest may take, in seconds or with a unit: 90, 5m
+    #[arg(long, value_parser = duration)]
+    pub timeout: Option<Duration>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Down {
+    /// Names of VMs or clusters
+    #[arg(required = true, value_name = "NAME", add = ArgValueCompleter::new(complete::vms))]
+    pub names: Vec<String>,
+    /// How long a guest may take to shut down before it is cut off; 0 cuts it off at once
+    #[arg(long, value_name = "TIME", default_value = "60", value_parser = duration_or_zero)]
+    pub grace: Duration,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Ls {
+    /// Print names only
+    #[arg(short, long, conflicts_with = "output")]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Ssh {
+    /// Name of the VM
+    #[arg(add = ArgValueCompleter::new(complete::vms))]
+    pub name: String,
+    /// Run in a terminal, also with a command
+    #[arg(short, long)]
+    pub tty: bool,
+    /// The command; without one, a shell
+    #[arg(last = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Exec {
+    /// Name of the VM
+    #[arg(add = ArgValueCompleter::new(complete::vms))]
+    pub name: String,
+    /// Run in a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// The command
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Cp {
+    /// A path of this host, or NAME:/PATH
+    #[arg(value_hint = ValueHint::AnyPath, add = ArgValueCompleter::new(complete::sides))]
+    pub from: String,
+    /// A path of this host, or NAME:/PATH; an existing directory takes the copy in
+    #[arg(value_hint = ValueHint::AnyPath, add = ArgValueCompleter::new(complete::sides))]
+    pub to: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Names {
+    /// Names of VMs or clusters; all VMs without one
+    #[arg(value_name = "NAME", add = ArgValueCompleter::new(complete::vms))]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Logs {
+    /// Name of the VM
+    #[arg(add = ArgValueCompleter::new(complete::vms))]
+    pub name: String,
+    /// Go on printing what is added
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Print only the last LINES lines
+    #[arg(long, value_name = "LINES")]
+    pub tail: Option<usize>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Port {
+    /// Name of the VM
+    #[arg(add = ArgValueCompleter::new(complete::vms))]
+    pub name: String,
+    /// TCP port of the VM
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// Loopback address to listen at; port 0 is any free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Rm {
+    /// Names of VMs or clusters
+    #[arg(required = true, value_name = "NAME", add = ArgValueCompleter::new(complete::vms))]
+    pub names: Vec<String>,
+    /// Do not ask, and do not mind what is not there
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Image {
+    #[command(subcommand)]
+    pub command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// List images: those here, and those that would be fetched
+    #[command(visible_alias = "list")]
+    Ls(Output),
+    /// Fetch an image
+    Pull {
+        /// An alias or a URL, which `#sha256=…` pins
+        #[arg(add = ArgValueCompleter::new(complete::images))]
+        image: String,
+        /// Architecture [default: the host's]
+        #[arg(long)]
+        arch: Option<Arch>,
+    },
+    /// Delete an image
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// Images to delete
+        #[arg(required = true, value_name = "IMAGE", add = ArgValueCompleter::new(complete::images))]
+        images: Vec<String>,
+        /// Also when a VM's disk lies on it; that VM can never start again
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Take a disk file in under a name
+    Import {
+        /// A raw or qcow2 disk
+        #[arg(value_hint = ValueHint::FilePath)]
+        path: PathBuf,
+        /// The name
+        alias: String,
+        /// Architecture [default: the host's]
+        #[arg(long)]
+        arch: Option<Arch>,
+    },
+    /// Build debian-12 or debian-13 from this host's Debian packages
+    Build {
+        /// debian-12 or debian-13
+        alias: String,
+        /// Architecture [default: the host's]
+        #[arg(long)]
+        arch: Option<Arch>,
+        /// One more package to put in; repeat for more
+        #[arg(long = "package", value_name = "PACKAGE")]
+        packages: Vec<String>,
+        /// Debian mirror to take all packages from [default: the host's own sources]
+        #[arg(long, value_name = "URL")]
+        mirror: Option<String>,
+    },
+}
+
+/// `2048`, `512M`, `2G`, `2GiB`.
+fn memory_mib(text: &str) -> Result<u32, String> {
+    size(text, &[("", 1), ("M", 1), ("MIB", 1), ("G", 1024), ("GIB", 1024)])
+        .ok_or_else(|| format!("\"{text}\" is no memory size; give MiB such as 2048, or 2G"))
+}
+
+/// `20`, `20G`, `1T`.
+fn disk_gib(text: &str) -> Result<u32, String> {
+    size(text, &[("", 1), ("G", 1), ("GIB", 1), ("T", 1024), ("TIB", 1024)])
+        .ok_or_else(|| format!("\"{text}\" is no disk size; give GiB such as 20, or 1T"))
+}
+
+fn size(text: &str, units: &[(&str, u32)]) -> Option<u32> {
+    let (digits, unit) = split(text);
+    let (_, factor) = units.iter().find(|(name, _)| *name == unit.to_ascii_uppercase())?;
+    digits.parse::<u32>().ok()?.checked_mul(*factor)
+}
+
+fn split(text: &str) -> (&str, &str) {
+    text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match duration_or_zero(text) {
+        Ok(time) if !time.is_zero() => Ok(time),
+        _ => Err(format!("\"{text}\" is no time; give seconds, or a unit such as 90s or 5m")),
+    }
+}
+
+fn duration_or_zero(text: &str) -> Result<Duration, String> {
+    let seconds = size(text, &[("", 1), ("S", 1), ("M", 60), ("H", 3600)])
+        .ok_or_else(|| format!("\"{text}\" is no time; give seconds, or a unit such as 90s or 5m"))?;
+    Ok(Duration::from_secs(seconds.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_and_times_take_units() {
+        assert_eq!(memory_mib("2048"), Ok(2048));
+        assert_eq!(memory_mib("2g"), Ok(2048));
+        assert_eq!(disk_gib("1T"), Ok(1024));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration_or_zero("0"), Ok(Duration::ZERO));
+        for bad in ["", "G", "-1", "1.5G", "2K", "99999999999G"] {
+            assert!(memory_mib(bad).is_err(), "{bad}");
+        }
+        assert!(duration("0").is_err());
+    }
+
+    #[test]
+    fn aliases_are_the_ones_people_type() {
+        for words in [
+            ["fleetbox", "start", "a"],
+            ["fleetbox", "stop", "a"],
+            ["fleetbox", "halt", "a"],
+            ["fleetbox", "shell", "a"],
+            ["fleetbox", "remove", "a"],
+            ["fleetbox", "destroy", "a"],
+            ["fleetbox", "delete", "a"],
+        ] {
+            assert!(Args::try_parse_from(words).is_ok(), "{words:?}");
+        }
+        assert!(Args::try_parse_from(["fleetbox", "list"]).is_ok());
+    }
+
+    #[test]
+    fn a_command_after_the_dashes_keeps_its_own_flags() {
+        let args = Args::try_parse_from(["fleetbox", "ssh", "web", "--", "ls", "-la"]).unwrap();
+        assert!(matches!(args.command, Command::Ssh(Ssh { command, .. }) if command == ["ls", "-la"]));
+        let args = Args::try_parse_from(["fleetbox", "exec", "web", "ls", "-la"]).unwrap();
+        assert!(matches!(args.command, Command::Exec(Exec { command, .. }) if command == ["ls", "-la"]));
+        let args = Args::try_parse_from(["fleetbox", "exec", "web", "--", "ls", "-la"]).unwrap();
+        assert!(matches!(args.command, Command::Exec(Exec { command, .. }) if command == ["ls", "-la"]));
+    }
+}

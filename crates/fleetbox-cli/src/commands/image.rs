@@ -1,0 +1,54 @@
+//! `image`: list, fetch, delete, take in, build.
+
+use std::io::Write;
+
+use fleetbox::images::{self, BuildOptions};
+use fleetbox::{Arch, ImageInfo};
+
+use super::printed;
+use crate::args::{Format, ImageCommand};
+use crate::progress::Display;
+use crate::{Outcome, render};
+
+pub(super) async fn run(command: ImageCommand) -> Outcome {
+    let display = Display::new();
+    match command {
+        ImageCommand::Ls(args) => {
+            let images = images::list().await?;
+            printed(match args.output {
+                Format::Json => render::json(&images),
+                Format::Text => render::images_table(&images),
+            })
+        }
+        ImageCommand::Pull { image, arch } => {
+            tell(&images::pull(&image, arch.unwrap_or_else(Arch::host), display.sink(&image)).await?)
+        }
+        ImageCommand::Rm { images, force } => {
+            for image in &images {
+                let freed_bytes = images::remove(image, force).await?;
+                eprintln!("{image}: {} MiB freed", freed_bytes >> 20);
+            }
+            Ok(0)
+        }
+        ImageCommand::Import { path, alias, arch } => {
+            let arch = arch.unwrap_or_else(Arch::host);
+            tell(&images::import(&path, &alias, arch, display.sink(&alias)).await?)
+        }
+        ImageCommand::Build { alias, arch, packages, mirror } => {
+            let mut options = BuildOptions::default();
+            for package in packages {
+                options = options.package(package);
+            }
+            if let Some(mirror) = mirror {
+                options = options.mirror(mirror);
+            }
+            let arch = arch.unwrap_or_else(Arch::host);
+            tell(&images::build(&alias, arch, options, display.sink(&alias)).await?)
+        }
+    }
+}
+
+fn tell(image: &ImageInfo) -> Outcome {
+    let path = image.path.as_deref().map(|p| p.display().to_string()).unwrap_or_default();
+    printed(writeln!(std::io::stdout(), "{} {path}", image.reference))
+}

@@ -1,0 +1,32 @@
+//! `ls`: the VMs of this state root.
+
+use std::io::Write;
+
+use fleetbox::VmInfo;
+
+use super::printed;
+use crate::args::{Format, Ls};
+use crate::{Outcome, render};
+
+pub(super) async fn run(args: Ls) -> Outcome {
+    let mut vms: Vec<VmInfo> = Vec::new();
+    let mut worst = 0;
+    for listed in fleetbox::list().await? {
+        match listed {
+            Ok(vm) => vms.push(vm),
+            Err(error) => {
+                render::complain(&error);
+                worst = worst.max(crate::code_of(&error));
+            }
+        }
+    }
+    printed(match args.output.output {
+        _ if args.quiet => {
+            let mut out = std::io::stdout().lock();
+            vms.iter().try_for_each(|vm| writeln!(out, "{}", vm.name))
+        }
+        Format::Json => render::vms_json(&vms),
+        Format::Text => render::vms_table(&vms),
+    })?;
+    Ok(worst)
+}

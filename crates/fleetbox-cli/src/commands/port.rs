@@ -1,0 +1,15 @@
+//! `port`: a loopback address for a port of a VM. The holder relays, so it lasts as long as the VM.
+
+use std::io::Write;
+
+use fleetbox::Vm;
+
+use super::printed;
+use crate::Outcome;
+use crate::args::Port;
+
+pub(super) async fn run(args: Port) -> Outcome {
+    let vm = Vm::find(&args.name).await?;
+    let address = vm.forward_at(args.port, args.listen).await?;
+    printed(writeln!(std::io::stdout(), "{address}"))
+}

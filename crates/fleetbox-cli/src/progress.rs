@@ -1,0 +1,133 @@
+//! Owns how long work looks: a line per stage on a terminal, plain lines otherwise. Always on
+//! standard error.
+
+use std::collections::HashMap;
+use std::io::{IsTerminal, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use fleetbox::{Progress, Stage};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+/// Shows the progress of any number of things side by side.
+#[derive(Clone)]
+pub(crate) struct Display {
+    bars: Option<MultiProgress>,
+}
+
+impl Display {
+    pub(crate) fn new() -> Self {
+        let bars = std::io::stderr().is_terminal().then(MultiProgress::new);
+        Self { bars }
+    }
+
+    /// What to hand to the library for the thing called `name`.
+    pub(crate) fn sink(&self, name: &str) -> impl Fn(Progress) + Send + Sync + 'static {
+        let line = Arc::new(Mutex::new(Line::new(self.bars.clone(), name.to_owned())));
+        move |event| line.lock().unwrap_or_else(PoisonError::into_inner).take(event)
+    }
+}
+
+struct Line {
+    bars: Option<MultiProgress>,
+    name: String,
+    bar: Option<ProgressBar>,
+    stage: Option<(Stage, Instant)>,
+    /// The last tenth told of each transfer, where there is no terminal to redraw.
+    told: HashMap<Stage, u64>,
+}
+
+impl Line {
+    fn new(bars: Option<MultiProgress>, name: String) -> Self {
+        Self { bars, name, bar: None, stage: None, told: HashMap::new() }
+    }
+
+    fn take(&mut self, event: Progress) {
+        match event {
+            Progress::Begin(stage) => self.begin(stage),
+            Progress::Advance { stage, done, total } => self.advance(stage, done, total),
+            Progress::Note(text) => self.say(&format!("{}: {text}", self.name)),
+            Progress::Ready => {
+                self.end_stage();
+                if self.bars.is_none() {
+                    self.say(&format!("{}: ready", self.name));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn begin(&mut self, stage: Stage) {
+        if self.stage.is_some_and(|(now, _)| now == stage) {
+            return;
+        }
+        self.end_stage();
+        self.stage = Some((stage, Instant::now()));
+        match &self.bars {
+            Some(bars) => {
+                let bar = bars.add(ProgressBar::new_spinner());
+                bar.set_style(style("{spinner} {msg} {elapsed}"));
+                bar.set_message(format!("{}: {stage}", self.name));
+                bar.enable_steady_tick(Duration::from_millis(100));
+                self.bar = Some(bar);
+            }
+            None => self.say(&format!("{}: {stage}", self.name)),
+        }
+    }
+
+    fn end_stage(&mut self) {
+        let Some((stage, began)) = self.stage.take() else { return };
+        if let (Some(bar), Some(bars)) = (self.bar.take(), &self.bars) {
+            bar.finish_and_clear();
+            bars.remove(&bar);
+            self.say(&format!("{}: {stage:<10} {:>6.1} s", self.name, began.elapsed().as_secs_f64()));
+        }
+    }
+
+    fn advance(&mut self, stage: Stage, done: u64, total: Option<u64>) {
+        if self.stage.is_none_or(|(now, _)| now != stage) {
+            self.begin(stage);
+        }
+        match (&self.bar, total) {
+            (Some(bar), Some(total)) => {
+                bar.set_style(style("{spinner} {msg} {bytes}/{total_bytes} {bytes_per_sec} {eta}"));
+                bar.set_length(total);
+                bar.set_position(done);
+            }
+            (Some(bar), None) => {
+                bar.set_style(style("{spinner} {msg} {bytes} {bytes_per_sec}"));
+                bar.set_position(done);
+            }
+            (None, total) => self.tell_tenths(stage, done, total),
+        }
+    }
+
+    /// A line for each tenth, or for each 256 MiB of a transfer of unknown length.
+    fn tell_tenths(&mut self, stage: Stage, done: u64, total: Option<u64>) {
+        let step = match total {
+            Some(total) if total > 0 => done.saturating_mul(10) / total,
+            _ => done >> 28,
+        };
+        if self.told.insert(stage, step) == Some(step) || step == 0 {
+            return;
+        }
+        let mib = done >> 20;
+        match total {
+            Some(total) => self.say(&format!("{}: {stage} {mib} of {} MiB", self.name, total >> 20)),
+            None => self.say(&format!("{}: {stage} {mib} MiB", self.name)),
+        }
+    }
+
+    fn say(&self, text: &str) {
+        let shown = match &self.bars {
+            Some(bars) => bars.println(text),
+            None => writeln!(std::io::stderr(), "{text}"),
+        };
+        // Nobody reads standard error any more: the work itself goes on.
+        drop(shown);
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
+}
