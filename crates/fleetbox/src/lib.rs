@@ -5,6 +5,8 @@ mod error;
 pub mod images;
 mod prepare;
 mod progress;
+#[cfg(test)]
+mod skip;
 mod spec;
 mod ssh;
 mod store;
