@@ -218,8 +218,8 @@ fn scan(paths: &Paths, prefix: &str) -> Vec<(Slot, Record)> {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| name.starts_with(prefix) && !name.starts_with('.'))
         .filter_map(|name| Some(name.strip_suffix(".json")?.to_owned()))
-        .filter(|stem| !stem.ends_with(".part"))
         .filter_map(|stem| {
+            // The record of a transfer, too, ends in .json; it does not read as one of a disk.
             let slot = Slot { dir: dir.clone(), stem };
             let record = slot.load()?;
             Some((slot, record))

@@ -82,7 +82,7 @@ async fn a_changed_qcow2_is_unpacked_again_and_the_old_disk_stays_while_a_vm_nee
             .is_ok_and(|status| status.success())
     };
     if !make("3M") {
-        eprintln!("skipped: no qemu-img on PATH");
+        crate::skip::skipped("no qemu-img on PATH");
         return;
     }
     let reference = file.to_str().unwrap().to_owned();

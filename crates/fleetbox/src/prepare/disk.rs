@@ -106,7 +106,7 @@ mod tests {
             create_overlay(&disk, &base, size_bytes).unwrap();
             assert_eq!(disk.metadata().unwrap().permissions().mode() & 0o777, 0o600);
             let Ok(check) = Command::new("qemu-img").arg("check").arg(&disk).output() else {
-                eprintln!("skipped: no qemu-img on PATH");
+                crate::skip::skipped("no qemu-img on PATH");
                 return;
             };
             assert!(check.status.success(), "{check:?}");

@@ -1,4 +1,4 @@
-//! Owns the seed: the NoCloud volume that tells a stock guest its name, user, keys and address.
+//! Owns the seed: the `NoCloud` volume that tells a stock guest its name, user, keys and address.
 //! It must not depend on the distribution: one seed serves all.
 //!
 //! # What a first boot is spared

@@ -111,7 +111,10 @@ fn stanzas(text: &str, suite: &str, out: &mut String) {
         for line in stanza {
             // Only these two change: other releases and source packages have no place in the image.
             match line.split_once(':').map(|(key, _)| key.to_ascii_lowercase()).as_deref() {
-                Some("suites") => out.push_str(&format!("Suites: {}", suites.join(" "))),
+                Some("suites") => {
+                    out.push_str("Suites: ");
+                    out.push_str(&suites.join(" "));
+                }
                 Some("types") => out.push_str("Types: deb"),
                 _ => out.push_str(line),
             }

@@ -52,7 +52,8 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 143' TERM INT HUP
 root=$work/root
 mkdir "$root"
-tar -C "$root" --numeric-owner --xattrs --xattrs-include='*' -xf -
+# No device nodes: a namespace may not make them, and the kernel brings its own /dev.
+tar -C "$root" --exclude='./dev/*' --numeric-owner --xattrs --xattrs-include='*' -xf -
 cd "$root"
 echo "PARTUUID=$partuuid / ext4 rw,discard,errors=remount-ro 0 1" >etc/fstab
 echo 'LANG=C.UTF-8' >etc/default/locale

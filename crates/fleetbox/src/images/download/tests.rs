@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -105,7 +106,7 @@ fn endless(_: usize, _: Option<usize>, _: &[u8], out: &mut TcpStream) {
 }
 
 fn content() -> Vec<u8> {
-    (0..200_000u32).flat_map(|n| n.to_le_bytes()).take(786_432).collect()
+    (0..200_000u32).flat_map(u32::to_le_bytes).take(786_432).collect()
 }
 
 struct Home {
@@ -138,7 +139,6 @@ async fn a_fetched_image_is_whole_private_and_fetched_once() {
     let image = get(&home, &server.url).await.unwrap();
     assert!(std::fs::read(&image.path).unwrap() == content());
     assert_eq!(image.digest, hex(&Sha256::digest(content())));
-    use std::os::unix::fs::PermissionsExt;
     assert_eq!(image.path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     get(&home, &server.url).await.unwrap();
     assert_eq!(server.requests.load(Ordering::SeqCst), 1);

@@ -78,7 +78,7 @@ fn every_kind_qemu_img_writes_reads_back_bit_for_bit() {
         }
     }
     if tried == 0 {
-        eprintln!("skipped: no qemu-img on PATH");
+        crate::skip::skipped("no qemu-img on PATH");
     }
 }
 
@@ -89,7 +89,7 @@ fn a_disk_that_needs_another_file_is_refused() {
     let top = dir.path().join("top.qcow2");
     let (base_text, top_text) = (base.to_str().unwrap(), top.to_str().unwrap());
     if !qemu_img(&["create", "-f", "qcow2", base_text, "4M"]) {
-        eprintln!("skipped: no qemu-img on PATH");
+        crate::skip::skipped("no qemu-img on PATH");
         return;
     }
     assert!(qemu_img(&["create", "-f", "qcow2", "-b", base_text, "-F", "qcow2", top_text]));
@@ -216,11 +216,12 @@ fn flipped_bits_never_panic() {
         let mut image = images[round % images.len()].clone();
         for _ in 0..=noise.next() % 4 {
             // Mostly the header and tables at the front, where flips do the most harm.
-            let span = if noise.next() % 3 == 0 { image.len() } else { 512.min(image.len()) };
+            let span =
+                if noise.next().is_multiple_of(3) { image.len() } else { 512.min(image.len()) };
             let at = (noise.next() % span as u64) as usize;
             image[at] ^= 1 << (noise.next() % 8);
         }
-        if noise.next() % 8 == 0 {
+        if noise.next().is_multiple_of(8) {
             let keep = noise.next() % image.len() as u64;
             image.truncate(keep as usize);
         }

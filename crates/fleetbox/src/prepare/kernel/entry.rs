@@ -26,7 +26,7 @@ pub(super) fn from_grub(config: &str) -> Option<Entry> {
             Some("initrd" | "initrdefi" | "initrd16") => {
                 if let Some(entry) = entry.as_mut().filter(|entry| entry.initrd.is_none()) {
                     // Several files are early microcode and the real one last.
-                    entry.initrd = words.map(unquote).last();
+                    entry.initrd = words.next_back().map(unquote);
                 }
             }
             // The entry is over once another begins or its brace closes.
@@ -44,7 +44,7 @@ pub(super) fn from_bls(text: &str) -> Option<Entry> {
         let Some((key, value)) = line.trim().split_once(char::is_whitespace) else { continue };
         match key {
             "linux" => entry.kernel = unquote(value.trim()),
-            "initrd" => entry.initrd = value.split_whitespace().last().map(unquote),
+            "initrd" => entry.initrd = value.split_whitespace().next_back().map(unquote),
             "options" => entry.args.extend(value.split_whitespace().map(unquote)),
             _ => {}
         }

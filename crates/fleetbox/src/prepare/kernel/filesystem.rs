@@ -2,9 +2,7 @@
 //! It must not know which files matter.
 
 use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::FileExt;
 
 use ext4_view::{Ext4, Ext4Read};
 
@@ -98,34 +96,8 @@ impl FileSystem {
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// A whole file, unless it is larger than makes sense.
     pub(super) fn read(&self, path: &str, bytes_max: u64) -> Result<Vec<u8>> {
-        let mut content = Vec::new();
-        self.each_piece(path, bytes_max, |piece| {
-            content.extend_from_slice(piece);
-            Ok(())
-        })?;
-        Ok(content)
-    }
-
-    /// Copies a file out of the image, a piece at a time.
-    pub(super) fn copy_out(&self, path: &str, bytes_max: u64, target: &Path) -> Result<()> {
-        let io = |e| Error::io("write", target, e);
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(target)
-            .map_err(io)?;
-        self.each_piece(path, bytes_max, |piece| file.write_all(piece).map_err(io))?;
-        file.sync_data().map_err(io)
-    }
-
-    fn each_piece(
-        &self,
-        path: &str,
-        bytes_max: u64,
-        mut use_piece: impl FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
         let failed = |e: ext4_view::Ext4Error| {
             Error::new(
                 ErrorKind::ImageUnreadable,
@@ -147,18 +119,17 @@ impl FileSystem {
                 ),
             ));
         }
+        let mut content = Vec::new();
         let mut piece = vec![0; 256 << 10];
-        // The length is what the inode claims; a file cannot give more.
-        let mut rest = length_bytes;
-        while rest > 0 {
+        // The length is what the inode claims: memory is taken only for what comes.
+        while (content.len() as u64) < length_bytes {
             let read = file.read_bytes(&mut piece).map_err(failed)?;
             if read == 0 {
                 break;
             }
-            use_piece(&piece[..read])?;
-            rest = rest.saturating_sub(read as u64);
+            content.extend_from_slice(&piece[..read]);
         }
-        Ok(())
+        Ok(content)
     }
 }
 

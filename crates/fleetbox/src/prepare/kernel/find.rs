@@ -2,6 +2,7 @@
 //! It must not write anything.
 
 use std::fs::File;
+use std::path::Path;
 
 use super::entry::{self, Entry};
 use super::filesystem::{FileSystem, Kind, sniff};
@@ -125,7 +126,7 @@ fn grub_entry(file_system: &FileSystem) -> Option<Entry> {
 fn bls_entry(file_system: &FileSystem) -> Option<Entry> {
     ["/boot/loader/entries", "/loader/entries"].iter().find_map(|dir| {
         let mut names = file_system.names(dir);
-        names.retain(|name| name.ends_with(".conf"));
+        names.retain(|name| Path::new(name).extension().is_some_and(|e| e == "conf"));
         names.sort_by(|a, b| entry::compare_versions(b, a));
         names
             .iter()

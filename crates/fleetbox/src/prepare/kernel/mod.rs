@@ -4,6 +4,7 @@
 mod entry;
 mod filesystem;
 mod find;
+mod initrd;
 mod partition;
 
 use std::fs::File;
@@ -90,7 +91,9 @@ fn take_out(kernels: &Path, dir: &Path, image: &CachedImage) -> Result<BootFiles
     let new = tempfile::Builder::new().prefix(".new-").tempdir_in(kernels).map_err(io)?;
     write_kernel(&found, image, &new.path().join("vmlinuz"))?;
     if let Some(initrd) = &found.initrd {
-        found.boot.copy_out(initrd, INITRD_BYTES_MAX, &new.path().join("initrd"))?;
+        let packed = found.boot.read(initrd, INITRD_BYTES_MAX)?;
+        let content = initrd::unpacked(&packed).unwrap_or(packed);
+        write_atomic(&new.path().join("initrd"), &content)?;
     }
     let record = Record {
         version: RECORD_VERSION,

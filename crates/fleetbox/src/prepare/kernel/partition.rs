@@ -2,6 +2,7 @@
 //! sizes and believes any count of entries, so an image that is not to be trusted is read here.
 //! It must not know file systems.
 
+use std::fmt::Write;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -74,7 +75,8 @@ fn guid(bytes: &[u8]) -> String {
         if [4, 6, 8, 10].contains(&i) {
             text.push('-');
         }
-        text.push_str(&format!("{:02x}", bytes[at]));
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{:02x}", bytes[at]);
     }
     text
 }

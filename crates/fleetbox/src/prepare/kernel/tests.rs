@@ -15,6 +15,8 @@ fn kernel(arch: Arch) -> Vec<u8> {
     kernel
 }
 
+type Files<'a> = &'a [(&'a str, &'a [u8])];
+
 /// An image of one ext4 without partitions, made of `files`; none where there is no mke2fs.
 fn image(dir: &Path, arch: Arch, files: &[(&str, &[u8])]) -> Option<CachedImage> {
     let root = dir.join("root");
@@ -28,7 +30,7 @@ fn image(dir: &Path, arch: Arch, files: &[(&str, &[u8])]) -> Option<CachedImage>
     let path = dir.join("image.raw");
     let mke2fs = ["/usr/sbin/mke2fs", "/sbin/mke2fs"].iter().find(|p| Path::new(p).exists());
     let Some(mke2fs) = mke2fs else {
-        eprintln!("skipped: no mke2fs");
+        crate::skip::skipped("no mke2fs");
         return None;
     };
     let status = Command::new(mke2fs)
@@ -112,7 +114,7 @@ async fn a_gzipped_arm_kernel_is_unpacked() {
 async fn what_cannot_boot_is_refused_by_its_reason() {
     let dir = tempfile::tempdir().unwrap();
     let kernel = kernel(Arch::Aarch64);
-    let cases: [(&str, &[(&str, &[u8])]); 2] =
+    let cases: [(&str, Files<'_>); 2] =
         [("no kernel in", &[]), ("no kernel for x86_64", &[("boot/vmlinuz-1", &kernel)])];
     for (i, (reason, files)) in cases.into_iter().enumerate() {
         let dir = dir.path().join(i.to_string());
