@@ -40,6 +40,8 @@ pub mod host;
 pub mod testing;
 mod env;
 mod sys;
+#[cfg(test)]
+mod skip;
 
 pub use backend::Backend;
 pub use console::harmless;
