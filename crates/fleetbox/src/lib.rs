@@ -16,5 +16,6 @@ pub use error::{Error, ErrorKind, Fault, Result};
 pub use progress::{Progress, Stage};
 pub use spec::Arch;
 pub use ssh::{
-    Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Output, Signal, Stdio, Terminal,
+    Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Output, Signal, Stdio,
+    Terminal,
 };
