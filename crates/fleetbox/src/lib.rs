@@ -55,7 +55,8 @@ pub use spec::{
     Arch, DEFAULT_CPUS, DEFAULT_DISK_GIB, DEFAULT_IMAGE, DEFAULT_MEMORY_MIB, DEFAULT_USER,
 };
 pub use ssh::{
-    Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Output, Signal, Stdio, Terminal,
+    Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Output, Signal, Stdio,
+    Terminal,
 };
 pub use timings::Timings;
 pub use vm::{State, Vm, VmBuilder, VmInfo, pass_connection};

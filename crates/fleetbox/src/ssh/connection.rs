@@ -216,10 +216,7 @@ impl client::Handler for Guard {
     ) -> Result<(), Refusal> {
         let why = match reason {
             client::DisconnectReason::ReceivedDisconnect(info) => {
-                format!(
-                    "the guest hung up: {}",
-                    super::output::label(info.message.as_bytes(), 200)
-                )
+                format!("the guest hung up: {}", super::output::label(info.message.as_bytes(), 200))
             }
             client::DisconnectReason::Error(Refusal::Ssh(russh::Error::KeepaliveTimeout)) => {
                 "the guest stopped answering".to_owned()

@@ -17,8 +17,9 @@ use super::quote;
 use super::session::{Session, Use};
 use crate::error::{Error, ErrorKind, Result};
 
-/// The time ending may take, in the guest and on the way: an emulated guest logs in for seconds.
-pub(super) const END_TIMEOUT: Duration = Duration::from_secs(20);
+/// The time ending may take in the guest: an emulated one is slow to look at its processes.
+const END_TIMEOUT: Duration = Duration::from_secs(30);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Finds and signals. Arguments: the mark, then the signals; after each but a single one it waits
 /// up to 2 s for all to be gone. Exit code 0: gone or signalled; 3: some are left.
@@ -128,8 +129,15 @@ async fn script(session: &Session, mark: &Mark, signals: &[Signal]) -> Result<()
     let failed = |what: String| {
         Error::new(ErrorKind::ConnectionLost, format!("end a command: {what}")).vm(session.vm())
     };
+    let opened = match session.open(Use::Reserve).await {
+        // An sshd with few sessions to a connection: this must get through all the same.
+        Err(e) if e.kind() == ErrorKind::Connect => session.open(Use::Lone).await?,
+        opened => opened?,
+    };
+    let Some((mut channel, mut lease)) = opened.take() else {
+        return Err(Error::new(ErrorKind::Internal, "the channel was taken twice"));
+    };
     let work = async {
-        let (mut channel, mut lease) = session.open(Use::Reserve).await?;
         channel.exec(false, text).await.map_err(|e| failed(e.to_string()))?;
         let mut code = None;
         while let Some(message) = channel.wait().await {
@@ -147,6 +155,10 @@ async fn script(session: &Session, mark: &Mark, signals: &[Signal]) -> Result<()
     };
     match tokio::time::timeout(END_TIMEOUT, work).await {
         Ok(result) => result,
-        Err(_) => Err(failed(format!("the guest took longer than {END_TIMEOUT:?}"))),
+        Err(_) => {
+            // Or the channel would keep its place for ever.
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, channel.close()).await;
+            Err(failed(format!("the guest took longer than {END_TIMEOUT:?}")))
+        }
     }
 }

@@ -23,9 +23,8 @@ pub(crate) struct KeyPair {
 
 impl KeyPair {
     pub(crate) fn generate(comment: &str) -> Result<Self> {
-        let mut key =
-            PrivateKey::random(&mut russh::keys::key::safe_rng(), Algorithm::Ed25519)
-                .map_err(|e| Error::new(ErrorKind::Internal, "make a key pair").source(e))?;
+        let mut key = PrivateKey::random(&mut russh::keys::key::safe_rng(), Algorithm::Ed25519)
+            .map_err(|e| Error::new(ErrorKind::Internal, "make a key pair").source(e))?;
         key.set_comment(comment);
         Self::from_key(key)
     }
@@ -106,10 +105,7 @@ fn read(path: &Path) -> Result<Option<KeyPair>> {
     }
 }
 
-fn unusable(
-    path: &Path,
-    cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> Error {
+fn unusable(path: &Path, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::new(ErrorKind::StateRoot, format!("use the private key {}", path.display()))
         .hint("restore the file; without it the VMs made with it stay closed. To give them up, delete it and a new key is made")
         .source(cause)

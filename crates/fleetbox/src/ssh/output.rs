@@ -157,7 +157,8 @@ pub(super) fn harmless(bytes: &[u8]) -> String {
     let mut shown = String::with_capacity(bytes.len());
     for c in String::from_utf8_lossy(bytes).replace("\r\n", "\n").chars() {
         // The bidirectional controls would let a guest reorder what a person reads.
-        let hidden = c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        let hidden =
+            c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         if hidden && c != '\n' && c != '\t' {
             shown.extend(c.escape_unicode());
         } else {

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use super::command::{Signal, Terminal};
 use super::end::{self, Mark};
 use super::output::ExitStatus;
-use super::session::{Lease, Session, Use};
+use super::session::{Lease, Open, Session, Use};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes read from a pipe to standard input at once.
@@ -99,7 +99,10 @@ pub(super) struct Ended {
 
 #[derive(Debug)]
 pub(super) enum Control {
-    Resize { columns: u32, rows: u32 },
+    Resize {
+        columns: u32,
+        rows: u32,
+    },
     /// TERM, and KILL after a grace.
     End,
     Kill,
@@ -185,12 +188,12 @@ async fn run(
         )
         .vm(session.vm())
     };
-    let opened = {
-        let open = open(&session, &request, wanted);
-        tokio::pin!(open);
+    let begun = {
+        let begin = begin(&session, &request, wanted);
+        tokio::pin!(begin);
         loop {
             tokio::select! {
-                opened = &mut open => break opened?,
+                begun = &mut begin => break begun?,
                 () = at(deadline) => {
                     return Err(too_late(deadline.map_or(Duration::ZERO, |(_, timeout)| timeout)));
                 }
@@ -200,7 +203,7 @@ async fn run(
             }
         }
     };
-    let (read, write, lease) = opened;
+    let (read, write, lease) = begun;
     let write = Arc::new(write);
     let feeder = Feeder::start(request.input, write.clone());
     let mut task = Task {
@@ -245,37 +248,46 @@ async fn at(deadline: Option<(Instant, Duration)>) {
     }
 }
 
-/// Opens the channel and sends the command. Until the last line nothing has run in the guest.
-async fn open(
+/// Opens a channel, in a task of its own: russh cannot take back a request to open one.
+async fn opened(session: &Session, wanted: Use) -> Result<Open> {
+    let session = session.clone();
+    match tokio::spawn(async move { session.open(wanted).await }).await {
+        Ok(opened) => opened,
+        Err(e) => Err(Error::new(ErrorKind::Internal, "the connecting task died").source(e)),
+    }
+}
+
+/// Opens a channel and sends the command. Until the last lines nothing has run in the guest.
+async fn begin(
     session: &Session,
     request: &Request,
     wanted: Use,
 ) -> Result<(ChannelReadHalf, ChannelWriteHalf<Msg>, Lease)> {
-    let (mut channel, lease) = session.open(wanted).await?;
-    let lost = |e: russh::Error| {
-        Error::new(
-            ErrorKind::ConnectionLost,
-            format!("run `{}`: {}", request.label, lease.connection.loss()),
-        )
-        .vm(session.vm())
-        .source(e)
-    };
-    if let Some(Terminal { term, columns, rows }) = &request.terminal {
-        channel.request_pty(true, term, *columns, *rows, 0, 0, &[]).await.map_err(lost)?;
+    let mut open = opened(session, wanted).await?;
+    if let (Some(terminal), Some(channel)) = (&request.terminal, open.channel()) {
+        let Terminal { term, columns, rows } = terminal;
+        // An error shows as the channel's end.
+        let _ = channel.request_pty(true, term, *columns, *rows, 0, 0, &[]).await;
         loop {
             match channel.wait().await {
-                Some(ChannelMsg::Success) => break,
+                Some(ChannelMsg::Success) | None => break,
                 Some(ChannelMsg::Failure) => {
                     // Without a terminal it would not be the command that was asked for.
-                    let text = format!("run `{}`: the guest has no terminal to give", request.label);
+                    let text =
+                        format!("run `{}`: the guest has no terminal to give", request.label);
                     return Err(Error::new(ErrorKind::Connect, text).vm(session.vm()));
                 }
                 Some(_) => {}
-                None => return Err(lost(russh::Error::Disconnect)),
             }
         }
     }
-    channel.exec(true, request.text.clone()).await.map_err(lost)?;
+    let Some((channel, lease)) = open.take() else {
+        return Err(Error::new(ErrorKind::Internal, "the channel was taken twice"));
+    };
+    if let Err(e) = channel.exec(true, request.text.clone()).await {
+        let text = format!("run `{}`: {}", request.label, lease.connection.loss());
+        return Err(Error::new(ErrorKind::ConnectionLost, text).vm(session.vm()).source(e));
+    }
     let (read, write) = channel.split();
     Ok((read, write, lease))
 }
@@ -526,23 +538,19 @@ async fn feed(
 ) -> std::result::Result<(), russh::Error> {
     match input {
         Input::None => Ok(()),
-        Input::Pipe(mut pipe) => {
-            loop {
-                let mut chunk = Vec::with_capacity(INPUT_CHUNK_BYTES);
-                if pipe.read_buf(&mut chunk).await? == 0 {
-                    return write.eof().await;
-                }
-                write.data_bytes(chunk).await?;
+        Input::Pipe(mut pipe) => loop {
+            let mut chunk = Vec::with_capacity(INPUT_CHUNK_BYTES);
+            if pipe.read_buf(&mut chunk).await? == 0 {
+                return write.eof().await;
             }
-        }
-        Input::Chunks(mut chunks) => {
-            loop {
-                match chunks.recv().await {
-                    Some(Feed::Chunk(chunk)) => write.data_bytes(chunk).await?,
-                    Some(Feed::End) => return write.eof().await,
-                    None => return Ok(()),
-                }
+            write.data_bytes(chunk).await?;
+        },
+        Input::Chunks(mut chunks) => loop {
+            match chunks.recv().await {
+                Some(Feed::Chunk(chunk)) => write.data_bytes(chunk).await?,
+                Some(Feed::End) => return write.eof().await,
+                None => return Ok(()),
             }
-        }
+        },
     }
 }

@@ -131,12 +131,12 @@ impl Session {
 
     /// Opens a channel. When the connection turns out to be lost, a new one is made and used: a
     /// channel that was never open has run nothing.
-    pub(super) async fn open(&self, wanted: Use) -> Result<(russh::Channel<client::Msg>, Lease)> {
+    pub(super) async fn open(&self, wanted: Use) -> Result<Open> {
         let mut retried = false;
         loop {
             let lease = self.lease(wanted).await?;
             match lease.connection.handle.channel_open_session().await {
-                Ok(channel) => return Ok((channel, lease)),
+                Ok(channel) => return Ok(Open(Some((channel, lease)))),
                 Err(russh::Error::ChannelOpenFailure(reason)) => {
                     return Err(Error::new(
                         ErrorKind::Connect,
@@ -199,13 +199,16 @@ impl Session {
     fn free_place(&self) -> Option<(Arc<Connection>, OwnedSemaphorePermit)> {
         let mut shared = locked(&self.inner.shared);
         shared.retain(|c| !c.is_closed());
-        shared
-            .iter()
-            .find_map(|c| Some((c.clone(), c.places.clone().try_acquire_owned().ok()?)))
+        shared.iter().find_map(|c| Some((c.clone(), c.places.clone().try_acquire_owned().ok()?)))
     }
 
     async fn any_shared(&self) -> Result<Arc<Connection>> {
-        let live = || locked(&self.inner.shared).iter().find(|c| !c.is_closed()).cloned();
+        // The one with most room: many commands may end at once.
+        let live = || {
+            let shared = locked(&self.inner.shared);
+            let live = shared.iter().filter(|c| !c.is_closed());
+            live.max_by_key(|c| c.reserve.available_permits()).cloned()
+        };
         if let Some(connection) = live() {
             return Ok(connection);
         }
@@ -244,8 +247,7 @@ impl Session {
         let Ok(_login) = self.inner.logins.acquire().await else {
             return Err(self.refused());
         };
-        let connection =
-            connection::connect(&self.inner.target, self.inner.config.clone()).await?;
+        let connection = connection::connect(&self.inner.target, self.inner.config.clone()).await?;
         if generation != self.inner.generation.load(Ordering::SeqCst) {
             return Err(Error::new(
                 ErrorKind::ConnectionLost,
@@ -277,6 +279,42 @@ impl Session {
     }
 }
 
+/// An open channel and its connection. Dropped before it is taken, it is closed in a task of its
+/// own: forgotten, it would keep its place in the guest for as long as the connection lives.
+pub(super) struct Open(Option<(Channel, Lease)>);
+
+type Channel = russh::Channel<client::Msg>;
+
+impl Open {
+    pub(super) fn take(mut self) -> Option<(Channel, Lease)> {
+        self.0.take()
+    }
+
+    pub(super) fn channel(&mut self) -> Option<&mut Channel> {
+        self.0.as_mut().map(|(channel, _)| channel)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let (Some((mut channel, mut lease)), Ok(runtime)) =
+            (self.0.take(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        runtime.spawn(async move {
+            // An error means that the connection is gone, and the channel with it.
+            if channel.close().await.is_ok() {
+                while let Some(message) = channel.wait().await {
+                    if matches!(message, russh::ChannelMsg::Close) {
+                        lease.clean();
+                    }
+                }
+            }
+        });
+    }
+}
+
 /// A connection while one request uses it. A lone one goes back to the idle ones if its request
 /// left it clean, and is cut off otherwise.
 pub(super) struct Lease {
@@ -302,10 +340,7 @@ impl Drop for Lease {
         let inner = &session.inner;
         let mut idle = locked(&inner.idle);
         let current = self.generation == inner.generation.load(Ordering::SeqCst);
-        if self.reusable
-            && current
-            && !self.connection.is_closed()
-            && idle.len() < IDLE_CONNECTIONS
+        if self.reusable && current && !self.connection.is_closed() && idle.len() < IDLE_CONNECTIONS
         {
             idle.push(self.connection.clone());
         } else {

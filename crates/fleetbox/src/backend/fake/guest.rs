@@ -57,8 +57,8 @@ pub(crate) struct FakeGuest {
 
 /// Serves SSH until the listener fails; dropping the future ends the connections and the commands.
 pub(crate) async fn serve(listener: TcpListener, guest: FakeGuest) -> std::io::Result<()> {
-    let host_key = PrivateKey::from_openssh(&guest.host_key_private_openssh)
-        .map_err(std::io::Error::other)?;
+    let host_key =
+        PrivateKey::from_openssh(&guest.host_key_private_openssh).map_err(std::io::Error::other)?;
     let authorized =
         PublicKey::from_openssh(&guest.authorized_key).map_err(std::io::Error::other)?;
     write_programs(&guest)?;
@@ -83,11 +83,23 @@ pub(crate) async fn serve(listener: TcpListener, guest: FakeGuest) -> std::io::R
 async fn converse(config: Arc<server::Config>, stream: TcpStream, shared: Arc<Shared>) {
     let result = async {
         stream.set_nodelay(true)?;
+        let _hang_up =
+            HangUp(rustix::io::fcntl_dupfd_cloexec(&stream, 0).map_err(std::io::Error::from)?);
         let handler = Connection { shared, channels: HashMap::new(), commands: Vec::new() };
         server::run_stream(config, stream, handler).await?.await
     };
     if let Err(error) = result.await {
         tracing::debug!("fake guest: {error}");
+    }
+}
+
+/// Cuts the connection when it is dropped: russh runs it in a task of its own.
+struct HangUp(std::os::fd::OwnedFd);
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
     }
 }
 
@@ -250,9 +262,8 @@ async fn run(mut group: Group, channel: Channel<Msg>, handle: server::Handle) {
     let (stdout, stderr) = (group.child.stdout.take(), group.child.stderr.take());
     let mut input = Some(input);
     {
-        let pumping = async {
-            tokio::join!(pump(stdout, &write, None), pump(stderr, &write, Some(STDERR)))
-        };
+        let pumping =
+            async { tokio::join!(pump(stdout, &write, None), pump(stderr, &write, Some(STDERR))) };
         tokio::pin!(pumping);
         loop {
             tokio::select! {

@@ -47,13 +47,15 @@ const LABEL_CHARS: usize = 200;
 /// A file appears whole or not at all. Dropping the future ends both sides; of a directory, what
 /// was copied until then stays.
 pub(crate) async fn copy_to(session: &Session, host: &Path, guest: &str) -> Result<()> {
-    let what = format!("copy {} to {}", host.display(), output::label(guest.as_bytes(), LABEL_CHARS));
+    let what =
+        format!("copy {} to {}", host.display(), output::label(guest.as_bytes(), LABEL_CHARS));
     let guest = GuestPath::new(guest).map_err(|e| e.vm(session.vm()))?;
     let path = host.to_owned();
     let source = blocking(move || pack::Source::of(&path)).await??;
     let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
     let kind = source.kind();
-    let request = request(what.clone(), guest.receive(&source), Input::Chunks(receiver), Sink::Discard);
+    let request =
+        request(what.clone(), guest.receive(&source), Input::Chunks(receiver), Sink::Discard);
     let mut running = Running::start(session.clone(), request);
     let mut packing = tokio::task::spawn_blocking(move || pack::pack(&source, chunks));
     let mut packed = None;
@@ -118,9 +120,11 @@ pub(crate) async fn copy_from(session: &Session, guest: &str, host: &Path) -> Re
         (Err(unpack::Failure::Incomplete(source)), Ok(ended)) => {
             return Err(match check(&what, session, ended) {
                 Err(error) => error,
-                Ok(()) => Error::new(ErrorKind::Copy, format!("{what}: the archive is not complete"))
-                    .vm(session.vm())
-                    .source(source),
+                Ok(()) => {
+                    Error::new(ErrorKind::Copy, format!("{what}: the archive is not complete"))
+                        .vm(session.vm())
+                        .source(source)
+                }
             });
         }
         (Err(unpack::Failure::Incomplete(_)), Err(error)) => return Err(error),

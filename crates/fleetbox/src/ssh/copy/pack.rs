@@ -151,7 +151,11 @@ fn names_in(dir: &Path, name: &[u8]) -> std::result::Result<Vec<Vec<u8>>, Failur
     Ok(names)
 }
 
-fn append_file(archive: &mut Archive, path: &Path, name: &[u8]) -> std::result::Result<(), Failure> {
+fn append_file(
+    archive: &mut Archive,
+    path: &Path,
+    name: &[u8],
+) -> std::result::Result<(), Failure> {
     let file = File::open(path).map_err(|e| read(path, e))?;
     let metadata = file.metadata().map_err(|e| read(path, e))?;
     let size = metadata.len();

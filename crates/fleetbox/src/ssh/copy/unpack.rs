@@ -9,6 +9,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -34,15 +35,9 @@ pub(super) enum Failure {
     /// The archive broke off, or is none.
     Incomplete(io::Error),
     /// The entry would have done what no entry may.
-    Refused {
-        entry: Vec<u8>,
-        rule: &'static str,
-    },
+    Refused { entry: Vec<u8>, rule: &'static str },
     /// The host could not write.
-    Write {
-        path: PathBuf,
-        source: io::Error,
-    },
+    Write { path: PathBuf, source: io::Error },
 }
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -57,13 +52,11 @@ impl Failure {
             }
             Failure::Refused { entry, rule } => Error::new(
                 ErrorKind::Copy,
-                format!("{what}: the entry \"{}\" {rule}", output::label(&entry, 120)),
+                format!("{what}: the entry \"{}\" {rule}", output::label(&entry, 1000)),
             )
             .hint("the copy was stopped there; what came before it stays at the destination"),
-            Failure::Write { path, source } => {
-                Error::io(&format!("{what}: write"), &path, source)
-                    .detail("what was copied before stays at the destination")
-            }
+            Failure::Write { path, source } => Error::io(&format!("{what}: write"), &path, source)
+                .detail("what was copied before stays at the destination"),
         }
     }
 }
@@ -126,10 +119,8 @@ fn unpack_file(
     }
     let write = |source| Failure::Write { path: target.clone(), source };
     let parent = destination::parent_of(&target).map_err(Failure::Destination)?;
-    let mut file = tempfile::Builder::new()
-        .prefix(".fleetbox-")
-        .tempfile_in(parent)
-        .map_err(write)?;
+    let mut file =
+        tempfile::Builder::new().prefix(".fleetbox-").tempfile_in(parent).map_err(write)?;
     fill(&mut entry, file.as_file_mut(), &target)?;
     drop(entry);
     if let Some(entry) = next(&mut entries, budget)? {
@@ -138,11 +129,7 @@ fn unpack_file(
     Ok(Done::File { file, target })
 }
 
-fn unpack_dir(
-    archive: &mut Archive<impl Read>,
-    budget: &Cell<u64>,
-    target: &Path,
-) -> Result<Done> {
+fn unpack_dir(archive: &mut Archive<impl Read>, budget: &Cell<u64>, target: &Path) -> Result<Done> {
     let write = |e: Errno| Failure::Write { path: target.to_owned(), source: e.into() };
     let made = match fs::mkdir(target, Mode::RWXU) {
         Ok(()) => true,
@@ -271,10 +258,12 @@ impl<'a> Tree<'a> {
             EntryType::Link => self.add_link(name, entry),
             kind if is_file(kind) => {
                 let path = self.path(name);
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW
+                let flags = OFlags::WRONLY
+                    | OFlags::CREATE
+                    | OFlags::EXCL
+                    | OFlags::NOFOLLOW
                     | OFlags::CLOEXEC;
-                let create =
-                    |dir: &OwnedFd| fs::openat(dir, *name, flags, Mode::RUSR | Mode::WUSR);
+                let create = |dir: &OwnedFd| fs::openat(dir, *name, flags, Mode::RUSR | Mode::WUSR);
                 let file = self.replace(name, create)?;
                 fill(entry, &mut File::from(file), &path)
             }
@@ -393,7 +382,6 @@ impl<'a> Tree<'a> {
     }
 
     fn path(&self, name: &[u8]) -> PathBuf {
-        use std::os::unix::ffi::OsStrExt;
         let names = self.levels.iter().map(|level| level.name.as_slice()).chain([name]);
         self.target.join(names.map(OsStr::from_bytes).collect::<PathBuf>())
     }
@@ -402,15 +390,13 @@ impl<'a> Tree<'a> {
     /// `ENOTDIR` or `ELOOP`.
     fn failed(&self, name: &[u8], errno: Errno) -> Failure {
         let path = self.path(name);
-        if matches!(errno, Errno::NOTDIR | Errno::LOOP) {
-            use std::os::unix::ffi::OsStrExt;
-            let entry = path.strip_prefix(self.target).unwrap_or(&path);
-            return Failure::Refused {
-                entry: entry.as_os_str().as_bytes().to_vec(),
-                rule: "leads through something that is no directory",
-            };
-        }
-        Failure::Write { path, source: errno.into() }
+        let rule = match errno {
+            Errno::NOTDIR | Errno::LOOP => "leads through something that is no directory",
+            Errno::ISDIR => "would replace a directory",
+            _ => return Failure::Write { path, source: errno.into() },
+        };
+        let entry = path.strip_prefix(self.target).unwrap_or(&path);
+        Failure::Refused { entry: entry.as_os_str().as_bytes().to_vec(), rule }
     }
 }
 
@@ -430,10 +416,8 @@ fn components(name: &[u8]) -> Result<Vec<&[u8]>> {
     if name.contains(&0) {
         return refused("has NUL in its name");
     }
-    let names: Vec<&[u8]> = name
-        .split(|b| *b == b'/')
-        .filter(|part| !part.is_empty() && *part != b".")
-        .collect();
+    let names: Vec<&[u8]> =
+        name.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".").collect();
     if names.contains(&&b".."[..]) {
         return refused("climbs with `..`");
     }
