@@ -38,7 +38,7 @@ pub(crate) enum Command {
     Ssh(Ssh),
     /// Run a command in a VM: `ssh NAME -- COMMAND`
     Exec(Exec),
-    /// Copy a file or directory to or from a VM (one side is NAME:/PATH)
+    /// Copy a file or directory to or from a VM (one side is `NAME:/PATH`)
     Cp(Cp),
     /// Print an OpenSSH client configuration for VMs
     SshConfig(Names),
@@ -66,7 +66,7 @@ pub(crate) enum Command {
         /// The directory to write them to
         directory: PathBuf,
     },
-    /// Pass a connection to a VM's port over standard output, for OpenSSH's ProxyUseFdpass
+    /// Pass a connection to a VM's port over standard output, for OpenSSH's `ProxyUseFdpass`
     #[command(hide = true)]
     Proxy {
         name: String,
@@ -183,10 +183,10 @@ pub(crate) struct Exec {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Cp {
-    /// A path of this host, or NAME:/PATH
+    /// A path of this host, or `NAME:/PATH`
     #[arg(value_hint = ValueHint::AnyPath, add = ArgValueCompleter::new(complete::sides))]
     pub from: String,
-    /// A path of this host, or NAME:/PATH; an existing directory takes the copy in
+    /// A path of this host, or `NAME:/PATH`; an existing directory takes the copy in
     #[arg(value_hint = ValueHint::AnyPath, add = ArgValueCompleter::new(complete::sides))]
     pub to: String,
 }

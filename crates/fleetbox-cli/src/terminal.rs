@@ -24,7 +24,7 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         // The terminal may be gone; then there is nothing to give back.
-        drop(tcsetattr(io::stdin(), OptionalActions::Flush, &self.before));
+        let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.before);
     }
 }
 

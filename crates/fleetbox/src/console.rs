@@ -85,11 +85,6 @@ impl StageReader {
         self.stage
     }
 
-    /// Whether the guest has written anything yet.
-    pub(crate) fn has_output(&self) -> bool {
-        self.offset > 0
-    }
-
     /// Reads what is new and returns the stage if it moved on.
     pub(crate) fn advance(&mut self) -> io::Result<Option<Stage>> {
         let before = self.stage;
@@ -147,7 +142,6 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let mut reader = StageReader::new(file.path().to_owned());
         assert_eq!(reader.advance().unwrap(), None);
-        assert!(!reader.has_output());
         file.write_all(b"[ 0.0] Linux version 6.1\n[ 1.0] syst").unwrap();
         assert_eq!(reader.advance().unwrap(), None);
         file.write_all(b"emd[1]: hello\n").unwrap();

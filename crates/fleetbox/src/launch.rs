@@ -91,7 +91,7 @@ async fn run(request: StartRequest) -> Result<Launched> {
         None => (spawn::holder(&cluster, &request.name.cluster()).await?, client),
     };
     let session = crate::vm::session(&record, &client, client_key);
-    let boot = Boot { plan: boot_plan(&record, &member, &choice, &boot_files), member };
+    let boot = Boot { plan: boot_plan(&record, &member, &choice, boot_files.as_ref()), member };
     let hold = boot_until_ready(&request, &client, hold, &session, boot, &mut timings).await?;
     if request.detached {
         client.detach().await?;
@@ -254,7 +254,7 @@ fn free_index(cluster: &ClusterPaths) -> Result<usize> {
     for record in record::members(cluster)? {
         taken.push(record?.index);
     }
-    Ok((0..).find(|index| !taken.contains(index)).unwrap_or(usize::MAX))
+    Ok((0..=taken.len()).find(|index| !taken.contains(index)).unwrap_or(taken.len()))
 }
 
 fn write_seed(
@@ -294,7 +294,7 @@ fn boot_plan(
     record: &VmRecord,
     member: &MemberPaths,
     choice: &Choice,
-    boot_files: &Option<BootFiles>,
+    boot_files: Option<&BootFiles>,
 ) -> BootPlan {
     let (kernel, initrd, image_cmdline) = match boot_files {
         Some(files) => (files.kernel.clone(), files.initrd.clone(), files.cmdline.as_str()),

@@ -69,15 +69,15 @@ pub async fn list() -> Result<Vec<Result<VmInfo>>> {
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] with the nearest names.
-pub async fn resolve(name: &str) -> Result<Vec<Vm>> {
+pub fn resolve(name: &str) -> Result<Vec<Vm>> {
     let checked = Name::new(name)?;
     let paths = Paths::from_env()?;
     if VmRecord::read(&paths.cluster(&checked.cluster()).member(&checked))?.is_some() {
-        return Ok(vec![Vm::find(name).await?]);
+        return Ok(vec![Vm::find(name)?]);
     }
     let mut vms = Vec::new();
     for record in record::members(&paths.cluster(&checked))? {
-        vms.push(Vm::find(record?.name.as_str()).await?);
+        vms.push(Vm::find(record?.name.as_str())?);
     }
     if vms.is_empty() { Err(not_found(&paths, &checked)) } else { Ok(vms) }
 }
@@ -118,7 +118,7 @@ pub(crate) fn info(record: &VmRecord, state: State) -> VmInfo {
     }
 }
 
-/// An entry of ssh_config(5). The proxy hands the connected socket over, so no bytes pass through
+/// An entry of `ssh_config(5)`. The proxy hands the connected socket over, so no bytes pass through
 /// it; the host key is the pinned one and nothing else is accepted.
 pub(crate) fn ssh_config(
     record: &VmRecord,

@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::vm::{Vm, VmBuilder};
 
 /// Destroying a VM is a kill and the removal of a directory.
-const DESTROY_WAIT: Duration = Duration::from_secs(60);
+const DESTROY_WAIT: Duration = Duration::from_mins(1);
 /// How much of a test's name a VM's name keeps, leaving room for what makes it unique.
 const NAME_PART_LENGTH: usize = 48;
 

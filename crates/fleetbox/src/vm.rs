@@ -26,9 +26,9 @@ use crate::store::record::VmRecord;
 use crate::timings::Timings;
 
 /// How long a guest may take to shut down by itself: systemd stops most services well within this.
-const STOP_GRACE: Duration = Duration::from_secs(60);
+const STOP_GRACE: Duration = Duration::from_mins(1);
 /// How long a guest may take from a reboot's request to its next login.
-const REBOOT_WAIT: Duration = Duration::from_secs(600);
+const REBOOT_WAIT: Duration = Duration::from_mins(10);
 
 /// A Linux machine: a real kernel, systemd and sshd, to run commands in, copy to, connect to and
 /// break.
@@ -123,7 +123,6 @@ pub struct VmInfo {
 
 impl Vm {
     /// Starts describing a VM. Nothing happens until [`VmBuilder::start`].
-    #[must_use]
     pub fn builder(name: impl Into<String>) -> VmBuilder {
         VmBuilder::new(name.into())
     }
@@ -141,7 +140,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is none, with the nearest names.
-    pub async fn find(name: &str) -> Result<Self> {
+    pub fn find(name: &str) -> Result<Self> {
         let name = Name::new(name)?;
         let paths = Paths::from_env()?;
         let cluster = paths.cluster(&name.cluster());
@@ -416,7 +415,7 @@ impl std::fmt::Debug for Vm {
 }
 
 /// Sends a connection over a unix socket to the process at its other end, as the OpenSSH client
-/// expects it of a `ProxyCommand` with `ProxyUseFdpass yes` (ssh_config(5)).
+/// expects it of a `ProxyCommand` with `ProxyUseFdpass yes` (`ssh_config(5)`).
 ///
 /// # Errors
 /// If `socket` is no unix socket, or its other end is gone.

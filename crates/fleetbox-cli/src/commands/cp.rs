@@ -15,11 +15,11 @@ enum Side<'a> {
 pub(super) async fn run(args: Cp) -> Outcome {
     match (side(&args.from), side(&args.to)) {
         (Side::Host(host), Side::Guest { vm, path }) => {
-            Vm::find(vm).await?.copy_to(host, path).await?;
+            Vm::find(vm)?.copy_to(host, path).await?;
             Ok(0)
         }
         (Side::Guest { vm, path }, Side::Host(host)) => {
-            Vm::find(vm).await?.copy_from(path, host).await?;
+            Vm::find(vm)?.copy_from(path, host).await?;
             Ok(0)
         }
         (Side::Guest { .. }, Side::Guest { .. }) => {

@@ -8,7 +8,7 @@ use crate::{Outcome, render};
 
 pub(super) async fn run(args: Down) -> Outcome {
     let mut stops = JoinSet::new();
-    for vm in resolve_all(&args.names).await? {
+    for vm in resolve_all(&args.names)? {
         stops.spawn(async move { vm.stop_within(args.grace).await });
     }
     let mut worst = 0;

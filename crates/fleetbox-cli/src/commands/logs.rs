@@ -13,7 +13,7 @@ use crate::args::Logs;
 const POLL: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(args: Logs) -> Outcome {
-    let vm = Vm::find(&args.name).await?;
+    let vm = Vm::find(&args.name)?;
     let bytes = vm.console().await?;
     let text = harmless(&bytes);
     let text = args.tail.map_or(text.as_str(), |lines| last_lines(&text, lines));

@@ -42,10 +42,10 @@ pub(crate) async fn run(command: Command) -> Outcome {
 }
 
 /// The VMs that names stand for, each once, in order.
-async fn resolve_all(names: &[String]) -> Result<Vec<Vm>, Error> {
+fn resolve_all(names: &[String]) -> Result<Vec<Vm>, Error> {
     let mut vms: Vec<Vm> = Vec::new();
     for name in names {
-        for vm in fleetbox::resolve(name).await? {
+        for vm in fleetbox::resolve(name)? {
             if vms.iter().all(|known| known.name() != vm.name()) {
                 vms.push(vm);
             }
@@ -70,11 +70,11 @@ async fn ssh_config(args: Names) -> Outcome {
     let vms = if args.names.is_empty() {
         let mut vms = Vec::new();
         for info in fleetbox::list().await? {
-            vms.push(Vm::find(&info?.name).await?);
+            vms.push(Vm::find(&info?.name)?);
         }
         vms
     } else {
-        resolve_all(&args.names).await?
+        resolve_all(&args.names)?
     };
     let own = std::env::current_exe().unwrap_or_else(|_| "fleetbox".into());
     let mut text = String::new();

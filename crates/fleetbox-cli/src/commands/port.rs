@@ -9,7 +9,7 @@ use crate::Outcome;
 use crate::args::Port;
 
 pub(super) async fn run(args: Port) -> Outcome {
-    let vm = Vm::find(&args.name).await?;
+    let vm = Vm::find(&args.name)?;
     let address = vm.forward_at(args.port, args.listen).await?;
     printed(writeln!(std::io::stdout(), "{address}"))
 }

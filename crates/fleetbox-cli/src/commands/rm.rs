@@ -9,7 +9,7 @@ use crate::args::Rm;
 use crate::{Outcome, render};
 
 pub(super) async fn run(args: Rm) -> Outcome {
-    let vms = if args.force { existing(&args.names).await? } else { resolve_all(&args.names).await? };
+    let vms = if args.force { existing(&args.names)? } else { resolve_all(&args.names)? };
     if vms.is_empty() {
         return Ok(0);
     }
@@ -35,10 +35,10 @@ pub(super) async fn run(args: Rm) -> Outcome {
 }
 
 /// With -f, what is not there is as good as deleted.
-async fn existing(names: &[String]) -> Result<Vec<Vm>, Error> {
+fn existing(names: &[String]) -> Result<Vec<Vm>, Error> {
     let mut vms = Vec::new();
     for name in names {
-        match fleetbox::resolve(name).await {
+        match fleetbox::resolve(name) {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             found => vms.extend(found?),
         }

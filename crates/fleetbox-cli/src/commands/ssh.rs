@@ -18,7 +18,7 @@ const SIGNALS: &[(&str, u8)] = &[
 ];
 
 pub(super) async fn run(args: Ssh) -> Outcome {
-    let vm = Vm::find(&args.name).await?;
+    let vm = Vm::find(&args.name)?;
     let in_terminal = (args.tty || args.command.is_empty()) && terminal::is_interactive();
     let mut command = match args.command.as_slice() {
         [] => vm.shell("exec \"${SHELL:-/bin/sh}\" -l"),
@@ -102,10 +102,10 @@ async fn pump(
     }
 }
 
-/// Hands a connected socket to the OpenSSH client over our standard output (ssh_config(5),
+/// Hands a connected socket to the OpenSSH client over our standard output (`ssh_config(5)`,
 /// `ProxyUseFdpass`).
 pub(super) async fn proxy(name: &str, port: u16) -> Outcome {
-    let stream = Vm::find(name).await?.connect(port).await?;
+    let stream = Vm::find(name)?.connect(port).await?;
     match fleetbox::pass_connection(io::stdout(), &stream) {
         Ok(()) => Ok(0),
         Err(e) => {

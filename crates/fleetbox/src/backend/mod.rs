@@ -2,7 +2,7 @@
 //! running machine can be asked. A backend sees a [`BootPlan`] and fds, never the store.
 
 #[cfg(feature = "unstable-fake")]
-mod fake;
+pub(crate) mod fake;
 mod qemu;
 pub(crate) mod select;
 

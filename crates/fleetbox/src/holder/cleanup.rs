@@ -15,12 +15,7 @@ use crate::store::record::VmRecord;
 pub(super) fn ward(dir: &ClusterPaths, holder: Pid) {
     // The warden has no business with the log any more; errors have nowhere to go and the next
     // command sweeps again.
-    loop {
-        match waitpid(Some(holder), WaitOptions::empty()) {
-            Err(rustix::io::Errno::INTR) => {}
-            _ => break,
-        }
-    }
+    while let Err(rustix::io::Errno::INTR) = waitpid(Some(holder), WaitOptions::empty()) {}
     drop(sweep_if_free(dir));
 }
 

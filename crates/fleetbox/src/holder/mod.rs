@@ -115,7 +115,7 @@ fn other_protocol(envelope: &Envelope) -> Error {
 fn namespaces() -> Result<()> {
     let first = namespace::preferred_tier();
     let outcome = match namespace::enter(first) {
-        // Root without CAP_SYS_ADMIN, as in a container, may still have user namespaces.
+        // Root without `CAP_SYS_ADMIN`, as in a container, may still have user namespaces.
         Err(e) if first == Tier::Root && e.source.kind() == io::ErrorKind::PermissionDenied => {
             namespace::enter(Tier::User)
         }
@@ -124,7 +124,7 @@ fn namespaces() -> Result<()> {
     outcome.map_err(|e| no_namespace(&e))
 }
 
-/// What to do when the kernel or a policy forbids user namespaces (user_namespaces(7)).
+/// What to do when the kernel or a policy forbids user namespaces (`user_namespaces(7)`).
 fn no_namespace(failed: &StepError) -> Error {
     let hint = match failed.source.raw_os_error() {
         Some(libc::ENOSPC) => "raise the limit: `sudo sysctl user.max_user_namespaces=15000`",

@@ -1,6 +1,7 @@
 //! Owns the holder's socket: who may ask, reading a request, sending the reply, and when the
 //! holder's life is over. It must not do what is asked itself.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -130,7 +131,6 @@ async fn connection(mut frames: Frames, state: Arc<State>) {
         Ok((reply, fd)) => (reply, fd),
         Err(error) => (Reply::Error(WireError::from(&error)), None),
     };
-    use std::os::fd::AsFd;
     if let Err(e) = frames.send(&reply, fd.as_ref().map(AsFd::as_fd)).await {
         tracing::debug!("a caller left before its reply: {e}");
     }

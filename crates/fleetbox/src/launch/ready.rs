@@ -18,10 +18,10 @@ use crate::timings::Timings;
 /// A kernel on a working KVM writes its first line well within a second.
 const SILENCE: Duration = Duration::from_secs(10);
 /// Generous: several emulated guests may boot side by side on a laptop.
-const LIMIT_EMULATED: Duration = Duration::from_secs(600);
-const LIMIT_KVM: Duration = Duration::from_secs(180);
+const LIMIT_EMULATED: Duration = Duration::from_mins(10);
+const LIMIT_KVM: Duration = Duration::from_mins(3);
 /// An emulated login takes seconds; this only bounds a guest that accepts and then hangs.
-const LOGIN_WAIT: Duration = Duration::from_secs(60);
+const LOGIN_WAIT: Duration = Duration::from_mins(1);
 const POLL_FIRST: Duration = Duration::from_millis(20);
 const POLL_LAST: Duration = Duration::from_millis(250);
 
@@ -75,7 +75,7 @@ pub(super) async fn wait(
     match outcome {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == ErrorKind::HostKeyMismatch => Err(e),
-        Err(e) => Err(explain(vm, e, reader.stage(), began.elapsed(), &console)),
+        Err(e) => Err(explain(vm, &e, reader.stage(), began.elapsed(), &console)),
     }
 }
 
@@ -134,7 +134,7 @@ fn late(limit: Duration) -> Error {
 }
 
 /// The stage reached and the console's last words, for whatever went wrong.
-fn explain(vm: &Name, error: Error, stage: Stage, after: Duration, console: &Path) -> Error {
+fn explain(vm: &Name, error: &Error, stage: Stage, after: Duration, console: &Path) -> Error {
     let message = format!("{}; it had reached the stage {stage} after {} s", error.message(), after.as_secs());
     let hint = match (error.kind(), stage) {
         (ErrorKind::HolderDied, _) => "see holder.log in the cluster's directory; start the VM again".to_owned(),

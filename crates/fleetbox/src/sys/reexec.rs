@@ -6,6 +6,7 @@
 //! executable without the hook, run by mistake, does nothing.
 
 use std::ffi::CStr;
+use std::fmt::Write as _;
 use std::io::{self, Read};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -103,5 +104,9 @@ pub(crate) fn spawn(executable: &Path, title: &str, log: OwnedFd) -> io::Result<
 fn random_token() -> io::Result<String> {
     let mut bytes = [0_u8; TOKEN_BYTES / 2];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    Ok(bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    }))
 }

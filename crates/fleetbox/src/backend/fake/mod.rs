@@ -2,7 +2,7 @@
 //! that runs commands on the host in the guest's. It exercises callers, control and holder across
 //! processes; it proves nothing about machines.
 
-mod guest;
+pub(crate) mod guest;
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddrV4;

@@ -5,7 +5,7 @@ mod args;
 mod qmp;
 
 use std::fs::OpenOptions;
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
@@ -78,7 +78,6 @@ fn spawn(plan: &BootPlan, tap: OwnedFd, qmp: OwnedFd) -> io::Result<Child> {
         .mode(0o600)
         .open(&plan.vmm_log)?;
     let arguments = args::arguments(plan);
-    use io::Write;
     writeln!(&log, "{} {}", plan.program.display(), arguments.join(" "))?;
     #[expect(clippy::disallowed_methods, reason = "a backend starts its monitor")]
     let mut command = std::process::Command::new(&plan.program);
@@ -139,7 +138,6 @@ fn describe(status: ExitStatus, killed: bool, guest_did_it: bool) -> String {
 }
 
 fn tail(path: &Path) -> String {
-    use io::{Read, Seek, SeekFrom};
     let read = || -> io::Result<Vec<u8>> {
         let mut file = std::fs::File::open(path)?;
         let length = file.metadata()?.len();

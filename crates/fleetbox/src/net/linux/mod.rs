@@ -98,7 +98,7 @@ impl Network {
             Ok(tap)
         })
         .await
-        .map_err(|e| tap_failed(e))
+        .map_err(tap_failed)
     }
 
     /// A connection to a guest, from the bridge's address. Set up so that a dead guest is noticed
