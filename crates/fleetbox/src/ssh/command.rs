@@ -443,11 +443,17 @@ impl Command {
             quote::word(&mut text, dir);
             text.extend_from_slice(b" || exit 1\n");
         }
-        text.extend_from_slice(b"exec");
         match &self.program {
-            Program::Exec(words) => quote::words(&mut text, words.iter().map(Vec::as_slice)),
+            Program::Exec(words) => {
+                text.extend_from_slice(b"exec");
+                quote::words(&mut text, words.iter().map(Vec::as_slice));
+            }
             Program::Shell(shell) => {
-                text.extend_from_slice(b" \"${SHELL:-/bin/sh}\" -c");
+                // The shell that reads this is the user's own, and has read its start-up file.
+                text.extend_from_slice(
+                    b"case ${SHELL-} in */bash) set -- \"$SHELL\" --norc;; \
+                      *) set -- \"${SHELL:-/bin/sh}\";; esac\nexec \"$@\" -c",
+                );
                 quote::words(&mut text, [shell.as_slice()]);
             }
         }

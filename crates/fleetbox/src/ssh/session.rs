@@ -49,6 +49,9 @@ struct Inner {
     closed: AtomicBool,
 }
 
+/// How often an sshd may refuse a session that it should have room for.
+const REFUSALS_MAX: u32 = 10;
+
 /// What a channel is wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
@@ -133,10 +136,17 @@ impl Session {
     /// channel that was never open has run nothing.
     pub(super) async fn open(&self, wanted: Use) -> Result<Open> {
         let mut retried = false;
+        let mut refusals = 0;
         loop {
             let lease = self.lease(wanted).await?;
             match lease.connection.handle.channel_open_session().await {
                 Ok(channel) => return Ok(Open(Some((channel, lease)))),
+                // sshd counts a closed session until its next turn; an answer says it had one.
+                Err(russh::Error::ChannelOpenFailure(_)) if refusals < REFUSALS_MAX => {
+                    refusals += 1;
+                    // An error means that the connection is lost, as the next attempt finds.
+                    let _ = lease.connection.handle.send_ping().await;
+                }
                 Err(russh::Error::ChannelOpenFailure(reason)) => {
                     return Err(Error::new(
                         ErrorKind::Connect,

@@ -185,8 +185,9 @@ fn sshd_config(dir: &Path, host: &KeyPair, client: &KeyPair) -> PathBuf {
     };
     let host_key = file("sshd_key", host.private_openssh());
     let authorized = file("sshd_authorized", client.public_openssh() + "\n");
+    // The level makes bash spare the start-up file of whoever runs the tests.
     let text = format!(
-        "HostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nPidFile none\nUsePAM no\nPermitRootLogin yes\n",
+        "SetEnv SHLVL=2\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nPidFile none\nUsePAM no\nPermitRootLogin yes\n",
         host_key.display(),
         authorized.display()
     );
