@@ -13,7 +13,9 @@ use crate::complete;
 /// Throw-away Linux machines: real kernels, booted from stock cloud images.
 #[derive(Debug, Parser)]
 #[command(name = "fleetbox", version, propagate_version = true, subcommand_required = true)]
-#[command(after_help = "State lives in ~/.fleetbox, or in FLEETBOX_HOME. `fleetbox doctor` tells what this host can do.")]
+#[command(
+    after_help = "State lives in ~/.fleetbox, or in FLEETBOX_HOME. `fleetbox doctor` tells what this host can do."
+)]
 pub(crate) struct Args {
     /// Say more on standard error; repeat for still more
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
@@ -68,10 +70,7 @@ pub(crate) enum Command {
     },
     /// Pass a connection to a VM's port over standard output, for OpenSSH's `ProxyUseFdpass`
     #[command(hide = true)]
-    Proxy {
-        name: String,
-        port: u16,
-    },
+    Proxy { name: String, port: u16 },
 }
 
 impl Command {
@@ -177,7 +176,12 @@ pub(crate) struct Exec {
     #[arg(short, long)]
     pub tty: bool,
     /// The command
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
     pub command: Vec<String>,
 }
 
@@ -321,8 +325,9 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 fn duration_or_zero(text: &str) -> Result<Duration, String> {
-    let seconds = size(text, &[("", 1), ("S", 1), ("M", 60), ("H", 3600)])
-        .ok_or_else(|| format!("\"{text}\" is no time; give seconds, or a unit such as 90s or 5m"))?;
+    let seconds = size(text, &[("", 1), ("S", 1), ("M", 60), ("H", 3600)]).ok_or_else(|| {
+        format!("\"{text}\" is no time; give seconds, or a unit such as 90s or 5m")
+    })?;
     Ok(Duration::from_secs(seconds.into()))
 }
 
@@ -341,7 +346,7 @@ mod tests {
         assert_eq!(memory_mib("2048"), Ok(2048));
         assert_eq!(memory_mib("2g"), Ok(2048));
         assert_eq!(disk_gib("1T"), Ok(1024));
-        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("5m"), Ok(Duration::from_mins(5)));
         assert_eq!(duration_or_zero("0"), Ok(Duration::ZERO));
         for bad in ["", "G", "-1", "1.5G", "2K", "99999999999G"] {
             assert!(memory_mib(bad).is_err(), "{bad}");
@@ -368,10 +373,16 @@ mod tests {
     #[test]
     fn a_command_after_the_dashes_keeps_its_own_flags() {
         let args = Args::try_parse_from(["fleetbox", "ssh", "web", "--", "ls", "-la"]).unwrap();
-        assert!(matches!(args.command, Command::Ssh(Ssh { command, .. }) if command == ["ls", "-la"]));
+        assert!(
+            matches!(args.command, Command::Ssh(Ssh { command, .. }) if command == ["ls", "-la"])
+        );
         let args = Args::try_parse_from(["fleetbox", "exec", "web", "ls", "-la"]).unwrap();
-        assert!(matches!(args.command, Command::Exec(Exec { command, .. }) if command == ["ls", "-la"]));
+        assert!(
+            matches!(args.command, Command::Exec(Exec { command, .. }) if command == ["ls", "-la"])
+        );
         let args = Args::try_parse_from(["fleetbox", "exec", "web", "--", "ls", "-la"]).unwrap();
-        assert!(matches!(args.command, Command::Exec(Exec { command, .. }) if command == ["ls", "-la"]));
+        assert!(
+            matches!(args.command, Command::Exec(Exec { command, .. }) if command == ["ls", "-la"])
+        );
     }
 }

@@ -28,13 +28,14 @@ fn main() -> ExitCode {
     clap_complete::CompleteEnv::with_factory(Args::command).complete();
     let args = Args::parse();
     start_log(args.verbose);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(e) => {
-            eprintln!("fleetbox: start a runtime: {e}");
-            return ExitCode::from(70);
-        }
-    };
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(e) => {
+                eprintln!("fleetbox: start a runtime: {e}");
+                return ExitCode::from(70);
+            }
+        };
     let wants_own_codes = args.command.has_guest_code();
     let outcome = runtime.block_on(async {
         tokio::select! {
@@ -85,5 +86,9 @@ fn start_log(verbose: u8) {
         2 => tracing::Level::DEBUG,
         _ => tracing::Level::TRACE,
     };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(level)
+        .with_ansi(false)
+        .init();
 }

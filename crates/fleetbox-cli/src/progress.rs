@@ -80,7 +80,11 @@ impl Line {
         if let (Some(bar), Some(bars)) = (self.bar.take(), &self.bars) {
             bar.finish_and_clear();
             bars.remove(&bar);
-            self.say(&format!("{}: {stage:<10} {:>6.1} s", self.name, began.elapsed().as_secs_f64()));
+            self.say(&format!(
+                "{}: {stage:<10} {:>6.1} s",
+                self.name,
+                began.elapsed().as_secs_f64()
+            ));
         }
     }
 
@@ -113,7 +117,9 @@ impl Line {
         }
         let mib = done >> 20;
         match total {
-            Some(total) => self.say(&format!("{}: {stage} {mib} of {} MiB", self.name, total >> 20)),
+            Some(total) => {
+                self.say(&format!("{}: {stage} {mib} of {} MiB", self.name, total >> 20));
+            }
             None => self.say(&format!("{}: {stage} {mib} MiB", self.name)),
         }
     }

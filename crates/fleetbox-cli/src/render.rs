@@ -59,7 +59,8 @@ pub(crate) fn vms_json(vms: &[VmInfo]) -> io::Result<()> {
 }
 
 pub(crate) fn vms_table(vms: &[VmInfo]) -> io::Result<()> {
-    let mut table = table(&["NAME", "STATE", "ADDRESS", "IMAGE", "CPUS", "MEMORY", "DISK", "CREATED"]);
+    let mut table =
+        table(&["NAME", "STATE", "ADDRESS", "IMAGE", "CPUS", "MEMORY", "DISK", "CREATED"]);
     for vm in vms {
         table.add_row([
             vm.name.clone(),

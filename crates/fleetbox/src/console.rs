@@ -27,7 +27,8 @@ pub fn harmless(bytes: &[u8]) -> String {
             '\u{7f}' => text.push_str("^?"),
             // C1 controls are escape sequences in one character; the others reorder what is read.
             '\u{80}'..='\u{9f}'
-            | '\u{200e}' | '\u{200f}'
+            | '\u{200e}'
+            | '\u{200f}'
             | '\u{202a}'..='\u{202e}'
             | '\u{2066}'..='\u{2069}' => text.extend(c.escape_unicode()),
             c => text.push(c),

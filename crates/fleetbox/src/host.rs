@@ -55,7 +55,12 @@ impl Check {
         Self { name, verdict: Verdict::Good, detail: detail.into(), fix: None }
     }
 
-    fn bad(name: &'static str, verdict: Verdict, detail: impl Into<String>, fix: impl Into<String>) -> Self {
+    fn bad(
+        name: &'static str,
+        verdict: Verdict,
+        detail: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
         Self { name, verdict, detail: detail.into(), fix: Some(fix.into()) }
     }
 
@@ -107,7 +112,8 @@ fn disk_space() -> Check {
         let paths = Paths::from_env()?;
         let root = paths.root();
         let existing = root.ancestors().find(|a| a.exists()).unwrap_or(root).to_owned();
-        let stat = rustix::fs::statvfs(&existing).map_err(|e| Error::io("measure", &existing, e.into()))?;
+        let stat = rustix::fs::statvfs(&existing)
+            .map_err(|e| Error::io("measure", &existing, e.into()))?;
         Ok((existing, (stat.f_bavail * stat.f_frsize) >> 30))
     };
     match free() {
@@ -117,7 +123,9 @@ fn disk_space() -> Check {
             format!("{free_gib} GiB free at {}", path.display()),
             "free some space, `fleetbox image rm` what is not needed, or set FLEETBOX_HOME to a larger disk",
         ),
-        Ok((path, free_gib)) => Check::good("disk", format!("{free_gib} GiB free at {}", path.display())),
+        Ok((path, free_gib)) => {
+            Check::good("disk", format!("{free_gib} GiB free at {}", path.display()))
+        }
         Err(e) => Check::failed("disk", &e),
     }
 }
@@ -126,7 +134,11 @@ fn disk_space() -> Check {
 async fn namespaces() -> Check {
     match launch::try_holder().await {
         Ok(()) => {
-            let how = if rustix::process::geteuid().is_root() { "as root" } else { "as an ordinary user" };
+            let how = if rustix::process::geteuid().is_root() {
+                "as root"
+            } else {
+                "as an ordinary user"
+            };
             Check::good("namespaces", format!("a cluster's network can be made {how}"))
         }
         Err(e) => Check::failed("namespaces", &e),
@@ -144,7 +156,12 @@ fn tun() -> Check {
             format!("there is no {path}"),
             "run `sudo modprobe tun`; in a container start it with `--device /dev/net/tun`",
         ),
-        Err(e) => Check::bad("tun", Verdict::Missing, format!("open {path}: {e}"), "run `sudo chmod 666 /dev/net/tun`"),
+        Err(e) => Check::bad(
+            "tun",
+            Verdict::Missing,
+            format!("open {path}: {e}"),
+            "run `sudo chmod 666 /dev/net/tun`",
+        ),
     }
 }
 
@@ -152,7 +169,9 @@ fn tun() -> Check {
 fn kvm() -> Check {
     match crate::sys::kvm::probe() {
         Ok(()) => Check::good("kvm", "a guest runs on /dev/kvm"),
-        Err(why) => Check::bad("kvm", Verdict::Limited, format!("{why}; guests are emulated"), why.hint()),
+        Err(why) => {
+            Check::bad("kvm", Verdict::Limited, format!("{why}; guests are emulated"), why.hint())
+        }
     }
 }
 
@@ -169,7 +188,9 @@ fn other_qemu() -> Check {
         Arch::Aarch64 => Arch::X86_64,
     };
     match select::qemu_program(other) {
-        Ok(program) => Check::good("qemu-other", format!("{other} guests by {}", program.display())),
+        Ok(program) => {
+            Check::good("qemu-other", format!("{other} guests by {}", program.display()))
+        }
         Err(e) => Check {
             verdict: Verdict::Limited,
             detail: format!("no {other} guests"),

@@ -76,7 +76,10 @@ async fn run(request: StartRequest) -> Result<Launched> {
         return join(request, record, cluster, client, client_key, timings).await;
     }
 
-    let choice = select::choose(known.as_ref().and_then(|r| r.backend).or(request.backend), arch(&request, known.as_ref()))?;
+    let choice = select::choose(
+        known.as_ref().and_then(|r| r.backend).or(request.backend),
+        arch(&request, known.as_ref()),
+    )?;
     if let Some(note) = &choice.note {
         request.progress.note(note.clone());
     }
@@ -168,7 +171,6 @@ async fn existing(
         digest: record.image_digest.clone(),
         size_bytes: record.image_stamp.size_bytes,
         arch: record.spec.arch,
-        built: false,
     };
     let boot_files = kernel::extract(paths, &image, &request.progress).await?;
     Ok((record, Some(boot_files)))

@@ -20,6 +20,8 @@
 //! of a start (`launch`, `prepare`, `images`), the conversation with the holder (`control`), the
 //! holder and what it holds (`holder`, `net`, `backend`), and SSH. ARCHITECTURE.md has the map.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start what they test against"))]
+
 mod vm;
 mod spec;
 mod error;

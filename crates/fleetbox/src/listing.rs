@@ -6,6 +6,7 @@ use std::path::Path;
 use tokio::task::JoinSet;
 
 use crate::control::client::Client;
+use crate::control::message::HolderStatus;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Name;
 use crate::store::paths::{MemberPaths, Paths};
@@ -41,16 +42,8 @@ pub async fn list() -> Result<Vec<Result<VmInfo>>> {
             } else {
                 Client::new(cluster.socket()).find().await.unwrap_or_default()
             };
-            let members = status.map(|s| s.members).unwrap_or_default();
-            let running = |name: &Name| members.iter().any(|m| m.vm == *name && m.running);
-            let infos: Vec<Result<VmInfo>> = records
-                .into_iter()
-                .map(|r| {
-                    let record = r?;
-                    let state = if running(&record.name) { State::Running } else { State::Stopped };
-                    Ok(info(&record, state))
-                })
-                .collect();
+            let infos: Vec<Result<VmInfo>> =
+                records.into_iter().map(|record| Ok(info(&record?, status.as_ref()))).collect();
             Ok((place, infos))
         });
     }
@@ -85,7 +78,9 @@ pub fn resolve(name: &str) -> Result<Vec<Vm>> {
 pub(crate) fn not_found(paths: &Paths, name: &Name) -> Error {
     let mut known: Vec<String> = Vec::new();
     for cluster in record::clusters(paths).unwrap_or_default() {
-        for record in record::members(&paths.cluster(&cluster)).unwrap_or_default().into_iter().flatten() {
+        for record in
+            record::members(&paths.cluster(&cluster)).unwrap_or_default().into_iter().flatten()
+        {
             known.push(record.name.to_string());
         }
     }
@@ -102,7 +97,14 @@ pub(crate) fn not_found(paths: &Paths, name: &Name) -> Error {
     Error::new(ErrorKind::NotFound, "find it: there is no such VM").vm(name.as_str()).hint(hint)
 }
 
-pub(crate) fn info(record: &VmRecord, state: State) -> VmInfo {
+/// What record and holder together say of a VM.
+pub(crate) fn info(record: &VmRecord, status: Option<&HolderStatus>) -> VmInfo {
+    let members = status.iter().flat_map(|s| &s.members);
+    let running = members.into_iter().any(|m| m.vm == record.name && m.running);
+    let (state, holder_pid) = match status {
+        Some(status) if running => (State::Running, status.pid),
+        _ => (State::Stopped, None),
+    };
     VmInfo {
         name: record.name.to_string(),
         cluster: record.cluster.to_string(),
@@ -115,6 +117,7 @@ pub(crate) fn info(record: &VmRecord, state: State) -> VmInfo {
         disk_gib: record.spec.disk_gib,
         user: record.user.clone(),
         created_at: record.created_at.clone(),
+        holder_pid,
     }
 }
 

@@ -58,7 +58,11 @@ impl<E> Outcome for std::result::Result<(), E> {
 ///
 /// # Panics
 /// If the VM does not start for another reason, or with the body's own panic.
-pub fn run<T, F>(test: &str, configure: impl FnOnce(VmBuilder) -> VmBuilder, body: impl FnOnce(Vm) -> F) -> T
+pub fn run<T, F>(
+    test: &str,
+    configure: impl FnOnce(VmBuilder) -> VmBuilder,
+    body: impl FnOnce(Vm) -> F,
+) -> T
 where
     T: Outcome,
     F: Future<Output = T>,
@@ -73,7 +77,8 @@ where
         Err(error) => return skip_or_fail(test, &error),
     };
     let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(body(vm.clone()))));
-    let destroyed = runtime.block_on(async { tokio::time::timeout(DESTROY_WAIT, vm.destroy()).await });
+    let destroyed =
+        runtime.block_on(async { tokio::time::timeout(DESTROY_WAIT, vm.destroy()).await });
     match (outcome, destroyed) {
         (Err(panic), _) => resume_unwind(panic),
         (Ok(outcome), Ok(Ok(()))) => outcome,

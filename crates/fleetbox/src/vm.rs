@@ -119,6 +119,8 @@ pub struct VmInfo {
     pub user: String,
     /// When it was created, RFC 3339 in UTC.
     pub created_at: String,
+    /// The process that holds it while it runs, where the system tells.
+    pub holder_pid: Option<u32>,
 }
 
 impl Vm {
@@ -185,7 +187,8 @@ impl Vm {
     /// # Errors
     /// If the holder cannot be asked.
     pub async fn info(&self) -> Result<VmInfo> {
-        Ok(crate::listing::info(&self.inner.record, self.state().await?))
+        let status = self.inner.client.find().await.map_err(|e| self.mine(e))?;
+        Ok(crate::listing::info(&self.inner.record, status.as_ref()))
     }
 
     /// Whether the VM runs.
@@ -193,10 +196,7 @@ impl Vm {
     /// # Errors
     /// If the holder cannot be asked.
     pub async fn state(&self) -> Result<State> {
-        let name = &self.inner.record.name;
-        let status = self.inner.client.find().await.map_err(|e| self.mine(e))?;
-        let running = status.iter().flat_map(|s| &s.members).any(|m| m.vm == *name && m.running);
-        Ok(if running { State::Running } else { State::Stopped })
+        self.info().await.map(|info| info.state)
     }
 
     /// How long each stage of the start took that made this handle.
@@ -373,7 +373,9 @@ impl Vm {
             pause = (pause * 2).min(Duration::from_secs(1));
             match self.boot_id().await {
                 Ok(id) if before.as_ref() != Some(&id) => return Ok(()),
-                Err(e) if matches!(e.kind(), ErrorKind::NotRunning | ErrorKind::HostKeyMismatch) => {
+                Err(e)
+                    if matches!(e.kind(), ErrorKind::NotRunning | ErrorKind::HostKeyMismatch) =>
+                {
                     return Err(e);
                 }
                 // Still the old boot, or nobody there yet.
@@ -455,10 +457,9 @@ pub(crate) fn session(record: &VmRecord, client: &Client, client_key: Arc<KeyPai
 async fn dial(client: &Client, vm: &Name, port: u16) -> Result<TcpStream> {
     let fd = client.connect(vm, port).await?;
     let stream = std::net::TcpStream::from(fd);
-    stream
-        .set_nonblocking(true)
-        .and_then(|()| TcpStream::from_std(stream))
-        .map_err(|e| Error::new(ErrorKind::Connect, format!("use the connection to port {port}")).source(e))
+    stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)).map_err(|e| {
+        Error::new(ErrorKind::Connect, format!("use the connection to port {port}")).source(e)
+    })
 }
 
 /// Describes a VM to start. Options count when the VM is created; an existing one keeps its own,

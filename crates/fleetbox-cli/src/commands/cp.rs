@@ -22,9 +22,10 @@ pub(super) async fn run(args: Cp) -> Outcome {
             Vm::find(vm)?.copy_from(path, host).await?;
             Ok(0)
         }
-        (Side::Guest { .. }, Side::Guest { .. }) => {
-            refuse("copy from VM to VM is not possible", "copy to this host first, then to the other VM")
-        }
+        (Side::Guest { .. }, Side::Guest { .. }) => refuse(
+            "copy from VM to VM is not possible",
+            "copy to this host first, then to the other VM",
+        ),
         (Side::Host(_), Side::Host(_)) => {
             refuse("neither side is a VM", "write one side as NAME:/PATH, such as web:/etc/hosts")
         }

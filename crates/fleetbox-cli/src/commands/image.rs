@@ -20,9 +20,9 @@ pub(super) async fn run(command: ImageCommand) -> Outcome {
                 Format::Text => render::images_table(&images),
             })
         }
-        ImageCommand::Pull { image, arch } => {
-            tell(&images::pull(&image, arch.unwrap_or_else(Arch::host), display.sink(&image)).await?)
-        }
+        ImageCommand::Pull { image, arch } => tell(
+            &images::pull(&image, arch.unwrap_or_else(Arch::host), display.sink(&image)).await?,
+        ),
         ImageCommand::Rm { images, force } => {
             for image in &images {
                 let freed_bytes = images::remove(image, force).await?;

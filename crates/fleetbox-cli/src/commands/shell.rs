@@ -20,7 +20,8 @@ pub(super) fn completion(shell: CompletionShell) -> Outcome {
         return Ok(1);
     };
     let mut code = Vec::new();
-    let registered = completer.write_registration("COMPLETE", "fleetbox", "fleetbox", "fleetbox", &mut code);
+    let registered =
+        completer.write_registration("COMPLETE", "fleetbox", "fleetbox", "fleetbox", &mut code);
     printed(registered.and_then(|()| std::io::Write::write_all(&mut std::io::stdout(), &code)))
 }
 

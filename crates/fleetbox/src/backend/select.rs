@@ -66,9 +66,10 @@ pub(crate) fn accel(arch: Arch) -> (Accel, Option<String>) {
     #[cfg(target_os = "linux")]
     match crate::sys::kvm::probe() {
         Ok(()) => (Accel::Kvm, None),
-        Err(why) => {
-            (Accel::Tcg, Some(format!("no KVM: {why}; the guest is emulated and boots in about a minute")))
-        }
+        Err(why) => (
+            Accel::Tcg,
+            Some(format!("no KVM: {why}; the guest is emulated and boots in about a minute")),
+        ),
     }
     #[cfg(not(target_os = "linux"))]
     (Accel::Tcg, None)
@@ -77,7 +78,7 @@ pub(crate) fn accel(arch: Arch) -> (Accel, Option<String>) {
 /// The first executable file of that name on PATH.
 pub(crate) fn which(name: &str) -> Option<PathBuf> {
     let path = env::os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|dir| dir.join(name))
-        .find(|file| rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok() && file.is_file())
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| {
+        rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok() && file.is_file()
+    })
 }

@@ -86,7 +86,12 @@ impl Client {
         }
     }
 
-    pub(crate) async fn forward(&self, vm: &Name, port: u16, listen: SocketAddr) -> Result<SocketAddr> {
+    pub(crate) async fn forward(
+        &self,
+        vm: &Name,
+        port: u16,
+        listen: SocketAddr,
+    ) -> Result<SocketAddr> {
         let request = Request::Forward { vm: vm.clone(), port, listen };
         match self.ask(request, REPLY_WAIT).await?.0 {
             Reply::Forwarded { address } => Ok(address),
@@ -120,7 +125,12 @@ impl Client {
     async fn dial(&self) -> Result<Frames> {
         match UnixStream::connect(&self.socket).await {
             Ok(socket) => Ok(Frames::new(socket)),
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
                 Err(Error::new(ErrorKind::NotRunning, "reach a holder: none is running")
                     .hint("start the VM first"))
             }
@@ -167,8 +177,11 @@ fn died(source: Option<io::Error>) -> Error {
 
 async fn within(wait: Duration, frames: &mut Frames, request: Request, at: &Path) -> Result<Reply> {
     tokio::time::timeout(wait, exchange(frames, request, at)).await.map_err(|_| {
-        Error::new(ErrorKind::HolderUnavailable, format!("hear from the holder at {}", at.display()))
-            .hint("see holder.log beside the socket; end a hanging holder by its pid")
+        Error::new(
+            ErrorKind::HolderUnavailable,
+            format!("hear from the holder at {}", at.display()),
+        )
+        .hint("see holder.log beside the socket; end a hanging holder by its pid")
     })?
 }
 

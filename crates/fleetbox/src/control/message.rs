@@ -25,23 +25,42 @@ pub(crate) struct Envelope {
 #[serde(tag = "op", rename_all = "snake_case")]
 pub(crate) enum Request {
     /// The first message on the inherited connection; that connection then holds.
-    Open { cluster: Name, dir: PathBuf },
+    Open {
+        cluster: Name,
+        dir: PathBuf,
+    },
     /// Keeps the holder alive while the connection is open, and carries its events.
     Hold,
     /// The holder stays when nobody holds it any more.
     Detach,
-    Boot { plan: Box<BootPlan> },
+    Boot {
+        plan: Box<BootPlan>,
+    },
     Status,
     /// Presses the power button, and forces after the grace time.
-    Stop { vm: Name, grace_ms: u64 },
+    Stop {
+        vm: Name,
+        grace_ms: u64,
+    },
     /// Ends the monitor at once.
-    Kill { vm: Name },
+    Kill {
+        vm: Name,
+    },
     /// Presses the reset button.
-    Reset { vm: Name },
+    Reset {
+        vm: Name,
+    },
     /// Asks for a connected socket; the reply carries the fd.
-    Connect { vm: Name, port: u16 },
+    Connect {
+        vm: Name,
+        port: u16,
+    },
     /// Listens on a loopback port for a port of the guest.
-    Forward { vm: Name, port: u16, listen: SocketAddr },
+    Forward {
+        vm: Name,
+        port: u16,
+        listen: SocketAddr,
+    },
     /// Ends the holder and all it holds.
     Close,
 }
@@ -54,7 +73,9 @@ pub(crate) enum Reply {
     Booted(Booted),
     /// The fd comes with this very message.
     Connected,
-    Forwarded { address: SocketAddr },
+    Forwarded {
+        address: SocketAddr,
+    },
     Error(WireError),
 }
 

@@ -89,7 +89,9 @@ fn opening(control: &mut UnixStream) -> Result<ClusterPaths> {
         }
         Ok(envelope) => Err(other_protocol(&envelope)),
         Err(e) => Err(Error::new(ErrorKind::ProtocolMismatch, "understand the spawner")
-            .hint("FLEETBOX_HOLDER or the fleetbox on PATH is of another release; use matching ones")
+            .hint(
+                "FLEETBOX_HOLDER or the fleetbox on PATH is of another release; use matching ones",
+            )
             .source(e)),
     }
 }
@@ -132,7 +134,9 @@ fn no_namespace(failed: &StepError) -> Error {
             "allow user namespaces: on Ubuntu 24.04 and later `sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`, \
              on older Debian `sudo sysctl kernel.unprivileged_userns_clone=1`, in Docker `--security-opt seccomp=unconfined`; or run as root"
         }
-        Some(libc::EINVAL | libc::ENOSYS) => "use a kernel with user, pid and network namespaces, or run as root",
+        Some(libc::EINVAL | libc::ENOSYS) => {
+            "use a kernel with user, pid and network namespaces, or run as root"
+        }
         _ => "run `fleetbox doctor` to see what this host lacks",
     };
     Error::new(ErrorKind::HostUnsupported, failed.step)
@@ -187,9 +191,8 @@ struct Ready {
 
 async fn make_ready(dir: &ClusterPaths) -> Result<Ready> {
     let lock_path = dir.holder_lock();
-    let lock = tokio::time::timeout(LOCK_WAIT, lock::lock(&lock_path, || ()))
-        .await
-        .map_err(|_| {
+    let lock =
+        tokio::time::timeout(LOCK_WAIT, lock::lock(&lock_path, || ())).await.map_err(|_| {
             Error::new(
                 ErrorKind::Conflict,
                 format!("hold {}: another holder has it", dir.dir().display()),

@@ -136,7 +136,10 @@ async fn connection(mut frames: Frames, state: Arc<State>) {
     }
 }
 
-async fn answer(request: Request, state: &Arc<State>) -> Result<(Reply, Option<std::os::fd::OwnedFd>)> {
+async fn answer(
+    request: Request,
+    state: &Arc<State>,
+) -> Result<(Reply, Option<std::os::fd::OwnedFd>)> {
     let reply = match request {
         Request::Open { .. } | Request::Hold => {
             return Err(Error::new(ErrorKind::ProtocolMismatch, "open a holder twice"));

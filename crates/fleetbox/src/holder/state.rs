@@ -136,13 +136,17 @@ impl State {
             match inner.members.get(&vm).map(|m| &m.phase) {
                 Some(Phase::Running(_)) => return Ok(Booted { address, started: false }),
                 Some(Phase::Booting) => {
-                    return Err(Error::new(ErrorKind::Conflict, "boot: it is being booted already")
-                        .vm(vm.as_str())
-                        .hint("wait for the other start"));
+                    return Err(Error::new(
+                        ErrorKind::Conflict,
+                        "boot: it is being booted already",
+                    )
+                    .vm(vm.as_str())
+                    .hint("wait for the other start"));
                 }
                 Some(Phase::Ended(_)) | None => {}
             }
-            let member = Member { plan: plan.clone(), phase: Phase::Booting, forwards: BTreeMap::new() };
+            let member =
+                Member { plan: plan.clone(), phase: Phase::Booting, forwards: BTreeMap::new() };
             inner.members.insert(vm.clone(), member);
             inner.next_tap += 1;
             inner.next_tap
@@ -159,7 +163,12 @@ impl State {
         }
     }
 
-    fn running(self: &Arc<Self>, vm: &Name, address: std::net::Ipv4Addr, machine: Arc<dyn Machine>) {
+    fn running(
+        self: &Arc<Self>,
+        vm: &Name,
+        address: std::net::Ipv4Addr,
+        machine: Arc<dyn Machine>,
+    ) {
         let mut ended = machine.ended();
         if let Some(member) = self.lock().members.get_mut(vm) {
             member.phase = Phase::Running(machine);
@@ -216,7 +225,8 @@ impl State {
         let polite = async {
             loop {
                 machine.power_button().await?;
-                let waited = tokio::time::timeout(PRESS_AGAIN, ended.wait_for(Option::is_some)).await;
+                let waited =
+                    tokio::time::timeout(PRESS_AGAIN, ended.wait_for(Option::is_some)).await;
                 if waited.is_ok() {
                     return Ok::<(), Error>(());
                 }
@@ -276,10 +286,18 @@ impl State {
 
     /// Relays a loopback port of the host to a port of the guest until the machine ends. Asked
     /// again for the same port, it answers with what is there.
-    pub(super) async fn forward(self: &Arc<Self>, vm: &Name, port: u16, listen: SocketAddr) -> Result<SocketAddr> {
+    pub(super) async fn forward(
+        self: &Arc<Self>,
+        vm: &Name,
+        port: u16,
+        listen: SocketAddr,
+    ) -> Result<SocketAddr> {
         if !listen.ip().is_loopback() {
-            return Err(Error::new(ErrorKind::InvalidSpec, format!("listen at {listen}: not a loopback address"))
-                .hint("use 127.0.0.1"));
+            return Err(Error::new(
+                ErrorKind::InvalidSpec,
+                format!("listen at {listen}: not a loopback address"),
+            )
+            .hint("use 127.0.0.1"));
         }
         let to = self.address(vm, port)?;
         if let Some(known) = self.lock().members.get(vm).and_then(|m| m.forwards.get(&port))

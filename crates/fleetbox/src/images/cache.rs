@@ -126,7 +126,6 @@ impl Slot {
             digest: record.digest,
             size_bytes: record.size_bytes,
             arch: record.arch,
-            built: record.origin == Origin::Built,
         }
     }
 
@@ -300,7 +299,7 @@ mod tests {
     #[test]
     fn only_a_whole_record_with_its_disk_is_cached() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = Paths::at(dir.path().to_owned()).unwrap();
+        let paths = Paths::at(dir.path()).unwrap();
         let slot = committed(&paths, "debian-12", "1", Origin::Fetched);
         assert!(slot.cached(Arch::X86_64).is_some());
         assert!(slot.cached(Arch::Aarch64).is_none());
@@ -318,7 +317,7 @@ mod tests {
     #[test]
     fn the_newest_local_image_is_found_and_published_ones_are_not() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = Paths::at(dir.path().to_owned()).unwrap();
+        let paths = Paths::at(dir.path()).unwrap();
         committed(&paths, "debian-12", "20991231", Origin::Fetched);
         committed(&paths, "debian-12", "20260102", Origin::Built);
         committed(&paths, "debian-12", "20260103", Origin::Built);
@@ -332,7 +331,7 @@ mod tests {
     #[test]
     fn users_are_the_vms_that_name_the_disk() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = Paths::at(dir.path().to_owned()).unwrap();
+        let paths = Paths::at(dir.path()).unwrap();
         let slot = committed(&paths, "debian-12", "1", Origin::Fetched);
         for (vm, path) in [("web-1", slot.raw()), ("web-2", "/elsewhere".into())] {
             let member = paths.clusters().join("web").join(vm);

@@ -36,8 +36,6 @@ pub(crate) struct CachedImage {
     /// What the guest sees.
     pub size_bytes: u64,
     pub arch: Arch,
-    /// Built on this host, not published.
-    pub built: bool,
 }
 
 /// What the environment says about fetching.

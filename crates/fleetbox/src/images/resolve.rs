@@ -155,7 +155,6 @@ async fn resolve_path(
             digest: identity,
             size_bytes: metadata.len(),
             arch,
-            built: false,
         });
     }
     // The identity is part of the name: a changed file is another image, and disks backed by the
@@ -253,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_url_may_carry_its_checksum() {
-        let paths = Paths::at("/nowhere".into()).unwrap();
+        let paths = Paths::at(Path::new("/nowhere")).unwrap();
         let pin = "AB".repeat(32);
         let url = format!("https://h/x.img#sha256={pin}");
         let remote = remote_of_url(&paths, &url, Arch::X86_64).unwrap();

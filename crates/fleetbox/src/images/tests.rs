@@ -6,7 +6,7 @@ use super::*;
 
 fn home() -> (tempfile::TempDir, Paths) {
     let dir = tempfile::tempdir().unwrap();
-    let paths = Paths::at(dir.path().join("home")).unwrap();
+    let paths = Paths::at(&dir.path().join("home")).unwrap();
     (dir, paths)
 }
 

@@ -135,11 +135,21 @@ fn late(limit: Duration) -> Error {
 
 /// The stage reached and the console's last words, for whatever went wrong.
 fn explain(vm: &Name, error: &Error, stage: Stage, after: Duration, console: &Path) -> Error {
-    let message = format!("{}; it had reached the stage {stage} after {} s", error.message(), after.as_secs());
+    let message = format!(
+        "{}; it had reached the stage {stage} after {} s",
+        error.message(),
+        after.as_secs()
+    );
     let hint = match (error.kind(), stage) {
-        (ErrorKind::HolderDied, _) => "see holder.log in the cluster's directory; start the VM again".to_owned(),
-        (_, Stage::Kernel) => format!("the kernel did not start systemd: look for a missing root device or a panic in `fleetbox logs {vm}`"),
-        _ => format!("read `fleetbox logs {vm}`; give a slow host more time with FLEETBOX_IP_WAIT_TIMEOUT=900"),
+        (ErrorKind::HolderDied, _) => {
+            "see holder.log in the cluster's directory; start the VM again".to_owned()
+        }
+        (_, Stage::Kernel) => format!(
+            "the kernel did not start systemd: look for a missing root device or a panic in `fleetbox logs {vm}`"
+        ),
+        _ => format!(
+            "read `fleetbox logs {vm}`; give a slow host more time with FLEETBOX_IP_WAIT_TIMEOUT=900"
+        ),
     };
     Error::new(error.kind(), message)
         .vm(vm.as_str())

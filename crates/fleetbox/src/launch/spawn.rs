@@ -29,14 +29,15 @@ pub(super) async fn holder(cluster: &ClusterPaths, name: &Name) -> Result<Hold> 
         .open(&log_path)
         .map_err(|e| Error::io("write", &log_path, e))?;
     let unavailable = |what: &str| {
-        Error::new(ErrorKind::HolderUnavailable, format!("{what} the holder {}", executable.display()))
+        Error::new(
+            ErrorKind::HolderUnavailable,
+            format!("{what} the holder {}", executable.display()),
+        )
     };
-    let (mut child, socket) = reexec::spawn(&executable, &format!("fleetbox-holder {name}"), log.into())
-        .map_err(|e| {
-            unavailable("start")
-                .hint("set FLEETBOX_HOLDER to a fleetbox executable")
-                .source(e)
-        })?;
+    let (mut child, socket) =
+        reexec::spawn(&executable, &format!("fleetbox-holder {name}"), log.into()).map_err(
+            |e| unavailable("start").hint("set FLEETBOX_HOLDER to a fleetbox executable").source(e),
+        )?;
     // The child is the warden: it outlives us if the holder does, and is reaped if we live on.
     std::thread::Builder::new()
         .name("fleetbox-warden".into())

@@ -225,7 +225,8 @@ mod tests {
 
     #[test]
     fn resolv_conf_is_read_as_the_libc_does() {
-        let text = "# x\nsearch a\nnameserver 10.1.1.1\n nameserver fe80::1%eth0\nnameserver junk\n";
+        let text =
+            "# x\nsearch a\nnameserver 10.1.1.1\n nameserver fe80::1%eth0\nnameserver junk\n";
         let servers = servers_of(text);
         assert_eq!(servers.len(), 2);
         assert_eq!(servers[0], IpAddr::V4(Ipv4Addr::new(10, 1, 1, 1)));

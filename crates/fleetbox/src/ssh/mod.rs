@@ -23,6 +23,8 @@ mod tests;
 pub use child::{Child, ChildStderr, ChildStdin, ChildStdout};
 pub(crate) use command::ssh;
 pub use command::{Command, Signal, Stdio, Terminal};
-pub(crate) use connection::{Dial, Target};
+#[cfg(test)]
+pub(crate) use connection::Dial;
+pub(crate) use connection::Target;
 pub use output::{ExitStatus, Output};
 pub(crate) use session::Session;

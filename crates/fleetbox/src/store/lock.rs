@@ -11,12 +11,14 @@ use crate::error::{Error, ErrorKind, Result};
 /// A held exclusive lock; dropping it, or dying, releases it.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    #[cfg_attr(not(test), expect(dead_code, reason = "held, not used"))]
+    file: File,
 }
 
 /// Opens the lock file, making its directory anew if a tidier just removed it.
 fn open(path: &Path) -> Result<File> {
-    let open = || OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+    let open =
+        || OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
     match open() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             if let Some(dir) = path.parent() {
@@ -43,7 +45,7 @@ pub(crate) fn try_lock(path: &Path) -> Result<Option<Lock>> {
     loop {
         let file = open(path)?;
         match file.try_lock() {
-            Ok(()) if is_current(&file, path) => return Ok(Some(Lock { _file: file })),
+            Ok(()) if is_current(&file, path) => return Ok(Some(Lock { file })),
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(e)) => return Err(Error::io("lock", path, e)),
@@ -57,7 +59,7 @@ pub(crate) fn lock_briefly(path: &Path) -> Result<Lock> {
         let file = open(path)?;
         file.lock().map_err(|e| Error::io("lock", path, e))?;
         if is_current(&file, path) {
-            return Ok(Lock { _file: file });
+            return Ok(Lock { file });
         }
     }
 }
@@ -92,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_on_a_removed_file_is_not_taken_for_the_lock() {
+    fn a_lock_on_a_removedfile_is_not_taken_for_the_lock() {
         let base = tempfile::tempdir().unwrap();
         let dir = base.path().join("cluster");
         std::fs::create_dir(&dir).unwrap();
@@ -105,6 +107,6 @@ mod tests {
         std::fs::remove_dir_all(&dir).unwrap();
         drop(first);
         let second = waiter.join().unwrap();
-        assert!(is_current(&second._file, &path));
+        assert!(is_current(&second.file, &path));
     }
 }

@@ -27,11 +27,11 @@ impl Paths {
             Some(root) => root,
             None => crate::sys::user::home()?.join(".fleetbox"),
         };
-        Self::at(root)
+        Self::at(&root)
     }
 
-    pub(crate) fn at(root: PathBuf) -> Result<Self> {
-        let root = std::path::absolute(&root).map_err(|e| Error::io("resolve", &root, e))?;
+    pub(crate) fn at(root: &Path) -> Result<Self> {
+        let root = std::path::absolute(root).map_err(|e| Error::io("resolve", root, e))?;
         Ok(Self { root })
     }
 
@@ -216,7 +216,7 @@ mod tests {
     fn a_root_too_long_for_a_socket_is_refused_before_anything_is_made() {
         let base = tempfile::tempdir().unwrap();
         let root = base.path().join("x".repeat(100));
-        let paths = Paths::at(root.clone()).unwrap();
+        let paths = Paths::at(&root).unwrap();
         let error = paths.prepare(&Name::new("web").unwrap()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StateRoot);
         assert!(!root.exists());
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn directories_are_private() {
         let base = tempfile::tempdir().unwrap();
-        let paths = Paths::at(base.path().join("home")).unwrap();
+        let paths = Paths::at(&base.path().join("home")).unwrap();
         let cluster = paths.prepare(&Name::new("web").unwrap()).unwrap();
         let mode = cluster.dir().metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);

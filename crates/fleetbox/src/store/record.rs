@@ -127,10 +127,7 @@ pub(crate) fn members(cluster: &ClusterPaths) -> Result<Vec<Result<VmRecord>>> {
     let mut names: Vec<Name> =
         read.flatten().filter_map(|e| Name::new(e.file_name().to_str()?).ok()).collect();
     names.sort();
-    Ok(names
-        .iter()
-        .filter_map(|name| VmRecord::read(&cluster.member(name)).transpose())
-        .collect())
+    Ok(names.iter().filter_map(|name| VmRecord::read(&cluster.member(name)).transpose()).collect())
 }
 
 /// The names of all clusters that have a directory.

@@ -32,7 +32,9 @@ impl Unusable {
             Unusable::Absent => {
                 "enable virtualization in the firmware, or nested virtualization in the outer hypervisor"
             }
-            Unusable::NotPermitted => "add the user to the group kvm, or run `sudo chmod 666 /dev/kvm`",
+            Unusable::NotPermitted => {
+                "add the user to the group kvm, or run `sudo chmod 666 /dev/kvm`"
+            }
             Unusable::Useless(_) => "ask the host's provider for nested virtualization",
         }
     }
@@ -50,7 +52,9 @@ pub(crate) fn probe() -> Result<(), Unusable> {
 fn probe_now() -> Result<(), Unusable> {
     match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Err(Unusable::NotPermitted),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(Unusable::NotPermitted);
+        }
         Err(_) => return Err(Unusable::Absent),
     }
     cpu_can_virtualize()?;
@@ -148,7 +152,11 @@ impl Page {
                 0,
             )
         };
-        if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { address }) }
+        if address == libc::MAP_FAILED {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(Self { address })
+        }
     }
 
     fn write(&self, code: &[u8]) {

@@ -81,7 +81,11 @@ fn genuine(token: &str) -> Option<UnixStream> {
 
 /// Starts `executable` as a holder. Returns the child, which forks and stays as the holder's
 /// warden, and our end of the control connection.
-pub(crate) fn spawn(executable: &Path, title: &str, log: OwnedFd) -> io::Result<(Child, UnixStream)> {
+pub(crate) fn spawn(
+    executable: &Path,
+    title: &str,
+    log: OwnedFd,
+) -> io::Result<(Child, UnixStream)> {
     use std::io::Write;
     let (mut ours, theirs) = UnixStream::pair()?;
     let token = random_token()?;

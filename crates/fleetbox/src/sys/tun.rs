@@ -12,11 +12,8 @@ pub(crate) const PATH: &str = "/dev/net/tun";
 /// and its copies: it is not persistent, so nothing is left when the last process dies.
 pub(crate) fn tap(name: &str) -> io::Result<OwnedFd> {
     let name = CString::new(name)?;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(PATH)?;
+    let file =
+        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(PATH)?;
     // SAFETY: all-zero is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.as_bytes_with_nul().len() > request.ifr_name.len() {

@@ -37,14 +37,20 @@ pub(super) async fn boot(plan: &BootPlan, network: &Network) -> Result<impl Mach
         move |e: io::Error| Error::new(ErrorKind::BackendUnavailable, step).source(e)
     };
     let ssh = listen(plan, network, SSH_PORT).await.map_err(failed("listen as the fake guest"))?;
-    let echo = listen(plan, network, ECHO_PORT).await.and_then(TcpListener::from_std).map_err(failed("serve echo"))?;
+    let echo = listen(plan, network, ECHO_PORT)
+        .await
+        .and_then(TcpListener::from_std)
+        .map_err(failed("serve echo"))?;
     let guest = from_seed(plan).map_err(failed("read the seed"))?;
     write_console(&plan.console).map_err(failed("write the console"))?;
     #[expect(clippy::disallowed_methods, reason = "a backend starts its monitor")]
     let mut command = std::process::Command::new(&plan.program);
     // Reads until the holder's end of the pipe closes, which is never before it dies.
     command.args(["-c", "read -r forever"]).stdin(Stdio::piped()).stdout(Stdio::null());
-    let child = Command::from(command).kill_on_drop(true).spawn().map_err(failed("run the fake monitor"))?;
+    let child = Command::from(command)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed("run the fake monitor"))?;
 
     let (end, end_asked) = mpsc::channel(1);
     let (ended_sender, ended) = watch::channel(None);
@@ -72,7 +78,11 @@ fn lock(task: &Mutex<JoinHandle<()>>) -> std::sync::MutexGuard<'_, JoinHandle<()
     task.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn listen(plan: &BootPlan, network: &Network, port: u16) -> io::Result<std::net::TcpListener> {
+async fn listen(
+    plan: &BootPlan,
+    network: &Network,
+    port: u16,
+) -> io::Result<std::net::TcpListener> {
     network.listen_at(SocketAddrV4::new(plan.address, port)).await
 }
 

@@ -58,7 +58,10 @@ fn machine(args: &mut Args, plan: &BootPlan) {
             args.add("-accel", format!("tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}"));
             // The architected pointer authentication is very slow to emulate (QEMU's
             // docs/system/arm/cpu-features.rst).
-            args.add("-cpu", if plan.arch == Arch::Aarch64 { "max,pauth-impdef=on" } else { "max" });
+            args.add(
+                "-cpu",
+                if plan.arch == Arch::Aarch64 { "max,pauth-impdef=on" } else { "max" },
+            );
         }
     }
 }
@@ -77,10 +80,7 @@ fn disks(args: &mut Args, plan: &BootPlan) {
     args.add("-device", "virtio-blk-pci,drive=disk0");
     args.add(
         "-drive",
-        format!(
-            "if=none,id=seed0,file={},format=raw,readonly=on",
-            option(&path(&plan.seed))
-        ),
+        format!("if=none,id=seed0,file={},format=raw,readonly=on", option(&path(&plan.seed))),
     );
     args.add("-device", "virtio-blk-pci,drive=seed0");
 }
@@ -150,7 +150,9 @@ mod tests {
     #[test]
     fn arm_guests_get_the_virt_machine() {
         let arm = BootPlan { arch: Arch::Aarch64, ..plan() };
-        assert!(line(&arm).contains("-machine virt -accel tcg,thread=multi,tb-size=512 -cpu max,pauth-impdef=on"));
+        assert!(line(&arm).contains(
+            "-machine virt -accel tcg,thread=multi,tb-size=512 -cpu max,pauth-impdef=on"
+        ));
     }
 
     #[test]

@@ -81,11 +81,7 @@ fn spawn(plan: &BootPlan, tap: OwnedFd, qmp: OwnedFd) -> io::Result<Child> {
     writeln!(&log, "{} {}", plan.program.display(), arguments.join(" "))?;
     #[expect(clippy::disallowed_methods, reason = "a backend starts its monitor")]
     let mut command = std::process::Command::new(&plan.program);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
+    command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     crate::sys::fd::inherit(&mut command, vec![(tap, args::TAP_FD), (qmp, args::QMP_FD)]);
     Command::from(command).kill_on_drop(true).spawn()
 }
@@ -180,7 +176,9 @@ impl QemuMachine {
         match self.qmp.execute(command).await {
             Ok(()) => Ok(()),
             Err(_) if self.ended.borrow().is_some() => Ok(()),
-            Err(e) => Err(Error::new(ErrorKind::HolderDied, format!("ask QEMU for {command}")).source(e)),
+            Err(e) => {
+                Err(Error::new(ErrorKind::HolderDied, format!("ask QEMU for {command}")).source(e))
+            }
         }
     }
 }

@@ -128,7 +128,9 @@ mod tests {
     use super::*;
     use tokio::io::AsyncReadExt;
 
-    async fn talk(script: &'static [(&'static str, &'static str)]) -> (Qmp, mpsc::UnboundedReceiver<QmpEvent>) {
+    async fn talk(
+        script: &'static [(&'static str, &'static str)],
+    ) -> (Qmp, mpsc::UnboundedReceiver<QmpEvent>) {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         tokio::spawn(async move {
             theirs.write_all(b"{\"QMP\": {}}\r\n").await.unwrap();

@@ -204,7 +204,7 @@ mod tests {
     #[tokio::test]
     async fn an_alias_without_recipe_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = Paths::at(dir.path().to_owned()).unwrap();
+        let paths = Paths::at(dir.path()).unwrap();
         let options = BuildOptions::default();
         let sink = ProgressSink::default();
         let error =

@@ -138,6 +138,7 @@ impl Tools {
     }
 
     fn command(&self, program: &Path) -> Command {
+        #[expect(clippy::disallowed_methods, reason = "mmdebstrap and its kin do the work")]
         let mut command = Command::new(program);
         command.env("PATH", &self.search_path).env("LC_ALL", "C.UTF-8").current_dir("/");
         // The root is unpacked there: half a gigabyte and more, too much for a /tmp in memory.
@@ -215,6 +216,7 @@ pub(super) fn make(
 /// It is removed from the image again.
 fn host_proxies() -> Vec<String> {
     // Without apt-config there is no apt, so nothing to pass on.
+    #[expect(clippy::disallowed_methods, reason = "only apt knows its own settings")]
     let Ok(dump) = Command::new("apt-config").arg("dump").stderr(Stdio::null()).output() else {
         return Vec::new();
     };

@@ -116,7 +116,7 @@ struct Home {
 
 fn home() -> Home {
     let dir = tempfile::tempdir().unwrap();
-    let paths = Paths::at(dir.path().join("home")).unwrap();
+    let paths = Paths::at(&dir.path().join("home")).unwrap();
     Home { _dir: dir, paths }
 }
 

@@ -17,12 +17,6 @@ pub(crate) use convert::{convert, write_sparse};
 /// The first four bytes of every qcow2 file.
 pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
 
-/// The size in bytes a guest would see.
-pub(crate) fn virtual_size_bytes(path: &Path) -> Result<u64> {
-    let file = File::open(path).map_err(|e| Error::io("open image", path, e))?;
-    Ok(header::Header::read(&Source::new(&file, path)?)?.size_bytes)
-}
-
 /// A file read at offsets that are not to be trusted.
 pub(super) struct Source<'a> {
     file: &'a File,

@@ -18,7 +18,8 @@ pub(super) fn index(netlink: &mut NetlinkSocket, name: &str) -> io::Result<u32> 
 }
 
 pub(super) fn add_bridge(netlink: &mut NetlinkSocket, name: &str, mac: [u8; 6]) -> io::Result<()> {
-    let mut request = rt_link::Request::new().set_create().set_excl().op_newlink_do(&Ifinfomsg::new());
+    let mut request =
+        rt_link::Request::new().set_create().set_excl().op_newlink_do(&Ifinfomsg::new());
     request
         .encode()
         .push_ifname(&CString::new(name)?)

@@ -184,14 +184,14 @@ fn failed(step: &str, source: io::Error) -> Error {
 }
 
 fn tap_failed(source: io::Error) -> Error {
-    let error = Error::new(ErrorKind::HostUnsupported, format!("make a tap with {}", sys::tun::PATH));
+    let error =
+        Error::new(ErrorKind::HostUnsupported, format!("make a tap with {}", sys::tun::PATH));
     match source.kind() {
         io::ErrorKind::PermissionDenied => {
             error.hint("run `sudo chmod 666 /dev/net/tun`, the mode distributions ship it with")
         }
-        io::ErrorKind::NotFound => error.hint(
-            "run `sudo modprobe tun`; in a container start it with `--device /dev/net/tun`",
-        ),
+        io::ErrorKind::NotFound => error
+            .hint("run `sudo modprobe tun`; in a container start it with `--device /dev/net/tun`"),
         _ => error.hint("run `fleetbox doctor` to see what this host lacks"),
     }
     .source(source)

@@ -27,7 +27,11 @@ const SUBNET_BYTES: usize = 3;
 /// Every TCP connection that leaves the subnet of `gateway` ends at `gateway:port` instead, with
 /// its destination to be had by `SO_ORIGINAL_DST`:
 /// `ip daddr != SUBNET meta l4proto tcp dnat to gateway:port`.
-pub(super) fn redirect(netlink: &mut NetlinkSocket, gateway: Ipv4Addr, port: u16) -> io::Result<()> {
+pub(super) fn redirect(
+    netlink: &mut NetlinkSocket,
+    gateway: Ipv4Addr,
+    port: u16,
+) -> io::Result<()> {
     let generation = {
         let request = Request::new().op_getgen_do(&Nfgenmsg::new());
         let mut replies = netlink.request(&request)?;

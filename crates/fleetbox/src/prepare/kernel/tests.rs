@@ -51,12 +51,11 @@ fn cached_image(path: PathBuf, arch: Arch) -> CachedImage {
         path,
         digest: "d".repeat(64),
         arch,
-        built: false,
     }
 }
 
 async fn taken_out(dir: &Path, image: &CachedImage) -> Result<BootFiles> {
-    let paths = Paths::at(dir.join("home")).unwrap();
+    let paths = Paths::at(&dir.join("home")).unwrap();
     extract(&paths, image, &ProgressSink::default()).await
 }
 

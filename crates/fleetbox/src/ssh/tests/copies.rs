@@ -39,7 +39,7 @@ fn tree(root: &Path) {
     fs::hard_link(root.join("a"), root.join("hard")).unwrap();
     fs::set_permissions(root.join("a"), fs::Permissions::from_mode(0o640)).unwrap();
     fs::set_permissions(root.join("sub/b"), fs::Permissions::from_mode(0o755)).unwrap();
-    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_500_000_000);
+    let then = SystemTime::UNIX_EPOCH + Duration::from_mins(25_000_000);
     for name in ["a", "sub/b"] {
         fs::File::options().append(true).open(root.join(name)).unwrap().set_modified(then).unwrap();
     }
