@@ -206,7 +206,7 @@ impl Vm {
     }
 
     /// Runs a line of shell in the guest and returns what it wrote to standard output, decoded
-    /// lossily, without the final newline.
+    /// lossily, without white space at its end.
     ///
     /// # Errors
     /// [`ErrorKind::CommandFailed`] with the [output](Error::output) if it does not succeed.

@@ -491,11 +491,10 @@ impl Command {
     }
 }
 
-/// Runs shell text and returns what it wrote to standard output; failure is
-/// [`ErrorKind::CommandFailed`] with the output.
+/// Runs shell text and returns what it wrote to standard output, without white space at its end;
+/// failure is [`ErrorKind::CommandFailed`] with the output.
 pub(crate) async fn ssh(session: &Session, text: &str) -> Result<String> {
-    let output = Command::shell(session.clone(), text).run().await?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    Ok(Command::shell(session.clone(), text).run().await?.stdout_text())
 }
 
 fn bytes(text: impl AsRef<OsStr>) -> Vec<u8> {

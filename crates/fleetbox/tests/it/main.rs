@@ -1,20 +1,19 @@
-//! smoke
-use fleetbox::{Backend, Vm};
+//! The public API as a user has it: over the fake backend, where only coordination counts, and on
+//! real machines where `FLEETBOX_REQUIRE` or the host allows.
+#![cfg_attr(
+    feature = "unstable-fake",
+    expect(clippy::disallowed_methods, reason = "tests start processes")
+)]
 
-#[tokio::test]
-async fn smoke() {
-    let home = std::path::PathBuf::from(std::env::var_os("FLEETBOX_HOME").unwrap());
-    let began = std::time::Instant::now();
-    let vm = Vm::builder("web")
-        .backend(Backend::Fake)
-        .on_progress(|p| eprintln!("{p:?}"))
-        .start()
-        .await
-        .unwrap();
-    eprintln!("started {:?}", began.elapsed());
-    eprintln!("{:?}", vm.timings().stages());
-    eprintln!("{}", vm.ssh("hostname; id; echo $HOME").await.unwrap());
-    eprintln!("{:?}", vm.info().await.unwrap());
-    eprintln!("{:?}", std::fs::read_to_string(home.join("clusters/web/holder.log")));
-    vm.destroy().await.unwrap();
+mod attribute;
+#[cfg(feature = "unstable-fake")]
+mod fake;
+mod input;
+mod real;
+
+/// A name no other test, process or checkout uses.
+fn unique(part: &str) -> String {
+    use std::hash::{BuildHasher, Hasher};
+    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
+    format!("{part}-t{:06x}", random & 0xff_ffff)
 }
