@@ -11,8 +11,18 @@ use super::unbootable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::images::CachedImage;
 
-/// Arguments every guest gets because they make its first boot shorter and cost it nothing.
-pub(super) const FAST_BOOT_ARGS: &[&str] = &[];
+/// Arguments every guest gets because they make its boot shorter and cost a test nothing. Each was
+/// measured in processor time of an emulated Debian 12; what gained nothing is not here (`audit=0`,
+/// `no_timer_check`, `nokaslr`, `loglevel=4`, `ds=nocloud`).
+pub(super) const FAST_BOOT_ARGS: &[&str] = &[
+    // Guards of one guest process against another's speculation: an eighth of the whole boot. What
+    // keeps the guest from the host is not the guest's to switch off.
+    "mitigations=off",
+    // The disk is new or its journal is replayed at mount; a check reads it all for nothing.
+    "fsck.mode=skip",
+    // Looks for leftover LVM snapshots of e2scrub, of which a cloud image has none.
+    "systemd.mask=e2scrub_reap.service",
+];
 
 /// What was found; the paths are on `boot`.
 pub(super) struct Found {
