@@ -11,24 +11,12 @@ use super::unbootable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::images::CachedImage;
 
-/// Arguments every guest gets because they make its boot shorter and cost a test nothing. Each was
-/// measured in processor time of an emulated Debian 12; what gained nothing is not here (`audit=0`,
-/// `no_timer_check`, `nokaslr`, `loglevel=4`, `ds=nocloud`).
-pub(super) const FAST_BOOT_ARGS: &[&str] = &[
-    // Guards of one guest process against another's speculation: an eighth of the whole boot. What
-    // keeps the guest from the host is not the guest's to switch off.
-    "mitigations=off",
-    // The disk is new or its journal is replayed at mount; a check reads it all for nothing.
-    "fsck.mode=skip",
-    // Looks for leftover LVM snapshots of e2scrub, of which a cloud image has none.
-    "systemd.mask=e2scrub_reap.service",
-];
-
 /// What was found; the paths are on `boot`.
 pub(super) struct Found {
     pub boot: FileSystem,
     pub kernel: String,
     pub initrd: Option<String>,
+    /// The root and the image's own arguments.
     pub cmdline: String,
 }
 
@@ -48,7 +36,6 @@ pub(super) fn find(disk: &File, image: &CachedImage) -> Result<Found> {
         if let Some(entry) = choose(&file_system) {
             let mut args = vec![root_args];
             args.extend(entry::kept_args(&entry.args).into_iter().map(str::to_owned));
-            args.extend(FAST_BOOT_ARGS.iter().map(|arg| (*arg).to_owned()));
             return Ok(Found {
                 boot: file_system,
                 kernel: entry.kernel,
