@@ -49,7 +49,13 @@ pub(super) async fn fetch(
             ErrorKind::Offline,
             format!("fetch the image {}: FLEETBOX_OFFLINE forbids it", remote.reference),
         )
-        .hint(without_network(&remote)));
+        .hint(match super::build::suite(&remote.reference) {
+            Some(_) => format!(
+                "`fleetbox image build {}` makes one from Debian packages; or unset FLEETBOX_OFFLINE",
+                remote.reference
+            ),
+            None => "unset FLEETBOX_OFFLINE, or `fleetbox image import` a file".to_owned(),
+        }));
     }
     remote.slot.make_dir()?;
     let held = lock::lock(&remote.slot.lock(), || {

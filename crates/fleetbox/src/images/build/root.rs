@@ -63,6 +63,11 @@ printf '127.0.0.1\tlocalhost\n::1\t\tlocalhost ip6-localhost ip6-loopback\n' >et
 rm -f var/lib/dbus/machine-id var/lib/systemd/random-seed etc/ssh/ssh_host_*
 rm -f etc/apt/apt.conf.d/99mmdebstrap etc/resolv.conf
 ln -s ../run/systemd/resolve/stub-resolv.conf etc/resolv.conf
+for kind in list sources; do
+    for file in etc/apt/sources.list.d/*fleetbox-*.$kind; do
+        if [ -e "$file" ]; then mv "$file" etc/apt/sources.list.d/debian.$kind; fi
+    done
+done
 rm -rf var/lib/apt/lists/* var/cache/apt/*.bin var/cache/apt/archives/*.deb var/log/apt/* \
     var/log/dpkg.log var/log/bootstrap.log var/log/alternatives.log var/cache/ldconfig/aux-cache
 mkdir -p var/lib/apt/lists/partial var/cache/apt/archives/partial

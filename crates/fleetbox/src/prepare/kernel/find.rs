@@ -11,14 +11,12 @@ use super::unbootable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::images::CachedImage;
 
-/// Arguments every guest gets because they make its first boot shorter and cost it nothing.
-pub(super) const FAST_BOOT_ARGS: &[&str] = &[];
-
 /// What was found; the paths are on `boot`.
 pub(super) struct Found {
     pub boot: FileSystem,
     pub kernel: String,
     pub initrd: Option<String>,
+    /// The root and the image's own arguments.
     pub cmdline: String,
 }
 
@@ -38,7 +36,6 @@ pub(super) fn find(disk: &File, image: &CachedImage) -> Result<Found> {
         if let Some(entry) = choose(&file_system) {
             let mut args = vec![root_args];
             args.extend(entry::kept_args(&entry.args).into_iter().map(str::to_owned));
-            args.extend(FAST_BOOT_ARGS.iter().map(|arg| (*arg).to_owned()));
             return Ok(Found {
                 boot: file_system,
                 kernel: entry.kernel,

@@ -25,12 +25,26 @@ const RECORD_VERSION: u32 = 1;
 const KERNEL_BYTES_MAX: u64 = 256 << 20;
 const INITRD_BYTES_MAX: u64 = 1 << 30;
 
+/// Arguments every guest gets because they make its boot shorter and cost a test nothing. Chosen by
+/// the monitor's processor time until the first login of an emulated Debian 12, one boot each on a
+/// busy host: 50.6 s without, 47.5 s with the last two, 41.3 s with all three. No gain was seen from
+/// `audit=0`, `no_timer_check`, `nokaslr`, `loglevel=4` or `ds=nocloud`.
+pub(crate) const FAST_BOOT_ARGS: &[&str] = &[
+    // Guards of one guest process against another's speculation. What
+    // keeps the guest from the host is not the guest's to switch off.
+    "mitigations=off",
+    // The disk is new or its journal is replayed at mount; a check reads it all for nothing.
+    "fsck.mode=skip",
+    // Looks for leftover LVM snapshots of e2scrub, of which a cloud image has none.
+    "systemd.mask=e2scrub_reap.service",
+];
+
 /// What a direct boot needs from the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BootFiles {
     pub kernel: PathBuf,
     pub initrd: Option<PathBuf>,
-    /// The root device and the image's own arguments, without consoles.
+    /// The root device, the image's own arguments without consoles, and [`FAST_BOOT_ARGS`].
     pub cmdline: String,
 }
 
@@ -38,6 +52,7 @@ pub(crate) struct BootFiles {
 struct Record {
     version: u32,
     has_initrd: bool,
+    /// Without [`FAST_BOOT_ARGS`]: another version of fleetbox may have others.
     cmdline: String,
 }
 
@@ -80,7 +95,11 @@ fn cached(dir: &Path) -> Option<BootFiles> {
     let is_whole = record.version == RECORD_VERSION
         && kernel.is_file()
         && initrd.as_ref().is_none_or(|initrd| initrd.is_file());
-    is_whole.then_some(BootFiles { kernel, initrd, cmdline: record.cmdline })
+    is_whole.then(|| BootFiles {
+        kernel,
+        initrd,
+        cmdline: format!("{} {}", record.cmdline, FAST_BOOT_ARGS.join(" ")),
+    })
 }
 
 /// Builds the directory under a temporary name and renames it when it is whole.
