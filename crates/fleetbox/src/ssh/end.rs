@@ -153,12 +153,10 @@ async fn script(session: &Session, mark: &Mark, signals: &[Signal]) -> Result<()
             None => Err(failed(lease.connection.loss().to_owned())),
         }
     };
-    match tokio::time::timeout(END_TIMEOUT, work).await {
-        Ok(result) => result,
-        Err(_) => {
-            // Or the channel would keep its place for ever.
-            let _ = tokio::time::timeout(CLOSE_TIMEOUT, channel.close()).await;
-            Err(failed(format!("the guest took longer than {END_TIMEOUT:?}")))
-        }
+    if let Ok(result) = tokio::time::timeout(END_TIMEOUT, work).await {
+        return result;
     }
+    // Or the channel would keep its place for ever.
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, channel.close()).await;
+    Err(failed(format!("the guest took longer than {END_TIMEOUT:?}")))
 }

@@ -1,5 +1,5 @@
 //! Owns key pairs: the one of this installation on disk, and how keys are written for sshd, ssh and
-//! known_hosts. It must never touch `~/.ssh`, and never replace a key it cannot read.
+//! `known_hosts`. It must never touch `~/.ssh`, and never replace a key it cannot read.
 
 use std::fmt;
 use std::path::Path;
@@ -111,7 +111,7 @@ fn unusable(path: &Path, cause: impl Into<Box<dyn std::error::Error + Send + Syn
         .source(cause)
 }
 
-/// One line of a known_hosts file: these names have this host key.
+/// One line of a `known_hosts` file: these names have this host key.
 pub(crate) fn known_hosts_line(names: &[&str], public_openssh: &str) -> String {
     // The comment of a key is nobody's business here, and could hold anything.
     let key: Vec<&str> = public_openssh.split_whitespace().take(2).collect();

@@ -19,7 +19,7 @@ use super::connection::{self, COMMANDS_PER_CONNECTION, Connection, Target};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Time to make a connection outside of a boot: a login to an emulated guest takes seconds.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+const CONNECT_TIMEOUT: Duration = Duration::from_mins(1);
 const SHARED_CONNECTIONS: usize = 4;
 /// Lone connections kept open without use.
 const IDLE_CONNECTIONS: usize = 2;

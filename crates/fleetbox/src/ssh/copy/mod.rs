@@ -28,9 +28,11 @@ use tokio::sync::mpsc;
 
 use self::destination::{GuestPath, Kind};
 use super::end::Mark;
+use super::input::{Feed, Input};
 use super::output;
-use super::running::{Control, Ended, Feed, Input, Request, Running, Sink};
+use super::running::{Control, Ended, Request, Running};
 use super::session::Session;
+use super::sink::Sink;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes per chunk on the way to the guest.
@@ -55,7 +57,7 @@ pub(crate) async fn copy_to(session: &Session, host: &Path, guest: &str) -> Resu
     let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
     let kind = source.kind();
     let request =
-        request(what.clone(), guest.receive(&source), Input::Chunks(receiver), Sink::Discard);
+        request(what.clone(), &guest.receive(&source), Input::Chunks(receiver), Sink::Discard);
     let mut running = Running::start(session.clone(), request);
     let mut packing = tokio::task::spawn_blocking(move || pack::pack(&source, chunks));
     let mut packed = None;
@@ -79,7 +81,7 @@ pub(crate) async fn copy_to(session: &Session, host: &Path, guest: &str) -> Resu
     if let Err(failure @ (pack::Failure::Read { .. } | pack::Failure::Special(_))) = packed {
         return Err(partly(failure.into_error(&what), kind, "the guest").vm(session.vm()));
     }
-    check(&what, session, ended?).map_err(|e| partly(e, kind, "the guest"))
+    check(&what, session, &ended?).map_err(|e| partly(e, kind, "the guest"))
 }
 
 /// Copies an absolute path of the guest, as its user sees it, to the host. Otherwise as
@@ -91,7 +93,7 @@ pub(crate) async fn copy_from(session: &Session, guest: &str, host: &Path) -> Re
     let path = host.to_owned();
     blocking(move || destination::check_host(&path)).await??;
     let (packets, receiver) = mpsc::channel(PACKETS_AHEAD);
-    let request = request(what.clone(), guest.send(), Input::None, Sink::Stream(packets));
+    let request = request(what.clone(), &guest.send(), Input::None, Sink::Stream(packets));
     let mut running = Running::start(session.clone(), request);
     let stream = Chunks { receiver, current: Bytes::new(), lost: running.lost() };
     let (path, base) = (host.to_owned(), guest.base());
@@ -118,7 +120,7 @@ pub(crate) async fn copy_from(session: &Session, guest: &str, host: &Path) -> Re
     // broke or a full disk.
     let done = match (unpacked, ended) {
         (Err(unpack::Failure::Incomplete(source)), Ok(ended)) => {
-            return Err(match check(&what, session, ended) {
+            return Err(match check(&what, session, &ended) {
                 Err(error) => error,
                 Ok(()) => {
                     Error::new(ErrorKind::Copy, format!("{what}: the archive is not complete"))
@@ -131,18 +133,18 @@ pub(crate) async fn copy_from(session: &Session, guest: &str, host: &Path) -> Re
         (Err(failure), _) => return Err(failure.into_error(&what).vm(session.vm())),
         (Ok(done), ended) => {
             let kind = done.kind();
-            check(&what, session, ended?).map_err(|e| partly(e, kind, "the host"))?;
+            check(&what, session, &ended?).map_err(|e| partly(e, kind, "the host"))?;
             done
         }
     };
     blocking(move || done.keep()).await?.map_err(|f| f.into_error(&what).vm(session.vm()))
 }
 
-fn request(label: String, text: Vec<u8>, input: Input, stdout: Sink) -> Request {
+fn request(label: String, text: &[u8], input: Input, stdout: Sink) -> Request {
     let mark = Mark::new();
     let mut marked = Vec::new();
     mark.export(&mut marked);
-    marked.extend_from_slice(&text);
+    marked.extend_from_slice(text);
     Request {
         text: marked,
         mark,
@@ -157,7 +159,7 @@ fn request(label: String, text: Vec<u8>, input: Input, stdout: Sink) -> Request 
 }
 
 /// Turns how the guest's side ended into the result.
-fn check(what: &str, session: &Session, ended: Ended) -> Result<()> {
+fn check(what: &str, session: &Session, ended: &Ended) -> Result<()> {
     let said = output::tail(&ended.stderr);
     // GNU tar calls it a failure if a file changed under its hands, as a log does; what it sent is
     // whole all the same.
