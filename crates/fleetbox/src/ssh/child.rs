@@ -13,9 +13,11 @@ use tokio::sync::mpsc;
 
 use super::command::{Command, Signal};
 use super::end::{self, Mark};
+use super::input::Input;
 use super::output::{ExitStatus, Output};
-use super::running::{Control, Input, Running, Sink};
+use super::running::{Control, Running};
 use super::session::Session;
+use super::sink::Sink;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes a writer to standard input may be ahead of the connection.

@@ -1,26 +1,21 @@
 //! Owns how a command is described, in the manner of `std::process::Command`, and the shell text it
 //! becomes. It must not talk to the guest.
 
+mod text;
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::child::Child;
-use super::end::Mark;
 use super::output::{self, ExitStatus, Output};
 use super::quote;
-use super::running::{Input, Request, Running, Sink};
+use super::running::Running;
 use super::session::Session;
-use crate::error::{Error, ErrorKind, Result};
+use super::sink::Sink;
+use crate::error::Result;
 
-/// The longest single argument Linux takes (`MAX_ARG_STRLEN`), less its NUL: sshd hands the whole
-/// text to the user's shell as one.
-const TEXT_BYTES_MAX: usize = 128 * 1024 - 1;
 const DEFAULT_OUTPUT_LIMIT_BYTES: u64 = 256 * 1024 * 1024;
-/// Characters of a command shown in messages.
-const LABEL_CHARS: usize = 120;
 
 /// What becomes of one of a command's standard streams. `Stdio::Null` is `/dev/null` in the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -243,7 +238,7 @@ impl Command {
     }
 
     /// Ends the command after this time, counted from the call that starts it and with the time to
-    /// connect: [`ErrorKind::TimedOut`], returned when the command has ended. Default: none.
+    /// connect: [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut), returned when the command has ended. Default: none.
     pub fn timeout(&mut self, timeout: Duration) -> &mut Self {
         self.timeout = Some(timeout);
         self
@@ -266,11 +261,11 @@ impl Command {
     /// command that fails is no error of this call; see [`Command::run`] for that.
     ///
     /// # Errors
-    /// - [`ErrorKind::InvalidSpec`], [`ErrorKind::InvalidPath`] before any work: NUL in an argument,
+    /// - [`ErrorKind::InvalidSpec`](crate::ErrorKind::InvalidSpec), [`ErrorKind::InvalidPath`](crate::ErrorKind::InvalidPath) before any work: NUL in an argument,
     ///   a bad variable name, a relative directory, more than 128 KiB of text.
-    /// - [`ErrorKind::Connect`] and its kin: nothing was run.
-    /// - [`ErrorKind::ConnectionLost`]: how the command ended is not known. It is never run again.
-    /// - [`ErrorKind::TimedOut`]; [`ErrorKind::CommandFailed`] for too much output.
+    /// - [`ErrorKind::Connect`](crate::ErrorKind::Connect) and its kin: nothing was run.
+    /// - [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost): how the command ended is not known. It is never run again.
+    /// - [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut); [`ErrorKind::CommandFailed`](crate::ErrorKind::CommandFailed) for too much output.
     ///
     /// Dropping the future ends the command. May be called again to run it again.
     ///
@@ -292,8 +287,8 @@ impl Command {
         Ok(Output { status: ended.status, stdout: ended.stdout, stderr: ended.stderr })
     }
 
-    /// [`Command::output`], and a command that fails is [`ErrorKind::CommandFailed`], which carries
-    /// the output ([`Error::output`]) and quotes the last lines of standard error.
+    /// [`Command::output`], and a command that fails is [`ErrorKind::CommandFailed`](crate::ErrorKind::CommandFailed), which carries
+    /// the output ([`Error::output`](crate::Error::output)) and quotes the last lines of standard error.
     ///
     /// ```no_run
     /// # async fn example(mut command: fleetbox::Command) -> fleetbox::Result<()> {
@@ -371,137 +366,14 @@ impl Command {
         };
         (stdin, piped(self.stdout), piped(self.stderr) && self.terminal.is_none())
     }
-
-    /// Checks everything and writes the shell text. `piped` says that somebody will write to
-    /// standard input.
-    pub(super) fn request(&self, stdout: Sink, stderr: Sink, piped: bool) -> Result<Request> {
-        let bad = |what: &str, hint: &str| {
-            Err(Error::new(ErrorKind::InvalidSpec, format!("run `{}`: {what}", self.label()))
-                .vm(self.session.vm())
-                .hint(hint))
-        };
-        if let Some((name, _)) = self.env.iter().find(|(name, _)| !is_variable(name)) {
-            return bad(
-                &format!("\"{}\" cannot name an environment variable", output::label(name, 40)),
-                "use letters, digits and underscores, no digit first",
-            );
-        }
-        if let Some(dir) = self.current_dir.as_ref().filter(|dir| !dir.starts_with(b"/")) {
-            let text = format!("enter {}: the path is not absolute", output::label(dir, 80));
-            return Err(Error::new(ErrorKind::InvalidPath, text)
-                .vm(self.session.vm())
-                .hint("give the directory from the guest's root on, such as /tmp"));
-        }
-        if let Program::Exec(words) = &self.program
-            && (words[0].is_empty() || words[0].starts_with(b"-"))
-        {
-            return bad("the program has no name, or one that looks like an option", "use a path");
-        }
-        let mark = Mark::new();
-        let input = match &self.stdin {
-            Some(Stdin::Bytes(bytes)) => Input::bytes(bytes.clone()),
-            // `spawn` puts its pipe here.
-            _ => Input::None,
-        };
-        let text = self.text(&mark, piped);
-        if text.contains(&0) {
-            return bad("NUL cannot be part of a command", "pass such bytes on standard input");
-        }
-        if text.len() > TEXT_BYTES_MAX {
-            return bad(
-                "it is longer than the 128 KiB a guest accepts",
-                "pass the data on standard input, or copy a file",
-            );
-        }
-        Ok(Request {
-            text,
-            mark,
-            label: self.label(),
-            terminal: self.terminal.clone(),
-            input,
-            stdout,
-            stderr,
-            deadline: self.timeout.map(|timeout| (Instant::now() + timeout, timeout)),
-            alone: false,
-        })
-    }
-
-    /// `export …; cd …; exec program args <redirections`. The mark must be in the environment at an
-    /// `exec`: what a shell exports to itself does not show in `/proc/PID/environ`.
-    fn text(&self, mark: &Mark, piped: bool) -> Vec<u8> {
-        let mut text = Vec::new();
-        mark.export(&mut text);
-        for (name, value) in &self.env {
-            text.extend_from_slice(b"export ");
-            text.extend_from_slice(name);
-            text.push(b'=');
-            quote::word(&mut text, value);
-            text.push(b'\n');
-        }
-        if let Some(dir) = &self.current_dir {
-            text.extend_from_slice(b"cd ");
-            quote::word(&mut text, dir);
-            text.extend_from_slice(b" || exit 1\n");
-        }
-        match &self.program {
-            Program::Exec(words) => {
-                text.extend_from_slice(b"exec");
-                quote::words(&mut text, words.iter().map(Vec::as_slice));
-            }
-            Program::Shell(shell) => {
-                // The shell that reads this is the user's own, and has read its start-up file.
-                text.extend_from_slice(
-                    b"case ${SHELL-} in */bash) set -- \"$SHELL\" --norc;; \
-                      *) set -- \"${SHELL:-/bin/sh}\";; esac\nexec \"$@\" -c",
-                );
-                quote::words(&mut text, [shell.as_slice()]);
-            }
-        }
-        if self.sudo {
-            let inner = std::mem::take(&mut text);
-            mark.export(&mut text);
-            text.extend_from_slice(b"exec sudo -n -- sh -c");
-            quote::words(&mut text, [inner.as_slice()]);
-        }
-        if !piped && !matches!(self.stdin, Some(Stdin::Bytes(_))) {
-            text.extend_from_slice(b" </dev/null");
-        }
-        if self.stdout == Some(Stdio::Null) {
-            text.extend_from_slice(b" >/dev/null");
-        }
-        if self.stderr == Some(Stdio::Null) {
-            text.extend_from_slice(b" 2>/dev/null");
-        }
-        text
-    }
-
-    fn label(&self) -> String {
-        let mut text = Vec::new();
-        match &self.program {
-            Program::Exec(words) => {
-                quote::words(&mut text, words.iter().map(Vec::as_slice));
-                text.remove(0);
-            }
-            Program::Shell(shell) => text.extend_from_slice(shell),
-        }
-        if self.sudo {
-            text.splice(0..0, *b"sudo ");
-        }
-        output::label(&text, LABEL_CHARS)
-    }
 }
 
-/// Runs shell text and returns what it wrote to standard output, without white space at its end;
-/// failure is [`ErrorKind::CommandFailed`] with the output.
+/// Runs shell text and returns what it wrote to standard output; failure is
+/// [`ErrorKind::CommandFailed`](crate::ErrorKind::CommandFailed) with the output.
 pub(crate) async fn ssh(session: &Session, text: &str) -> Result<String> {
     Ok(Command::shell(session.clone(), text).run().await?.stdout_text())
 }
 
 fn bytes(text: impl AsRef<OsStr>) -> Vec<u8> {
     text.as_ref().as_bytes().to_vec()
-}
-
-fn is_variable(name: &[u8]) -> bool {
-    let word = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_';
-    name.first().is_some_and(|b| !b.is_ascii_digit()) && name.iter().all(word)
 }

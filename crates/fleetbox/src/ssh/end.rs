@@ -154,10 +154,9 @@ async fn script(session: &Session, mark: &Mark, signals: &[Signal]) -> Result<()
         }
     };
     if let Ok(result) = tokio::time::timeout(END_TIMEOUT, work).await {
-        result
-    } else {
-        // Or the channel would keep its place for ever.
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, channel.close()).await;
-        Err(failed(format!("the guest took longer than {END_TIMEOUT:?}")))
+        return result;
     }
+    // Or the channel would keep its place for ever.
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, channel.close()).await;
+    Err(failed(format!("the guest took longer than {END_TIMEOUT:?}")))
 }

@@ -7,16 +7,19 @@
 //! signals ─┘  (the pool) └─ lone connections: one stream each, may stand still
 //! ```
 
+mod begin;
 mod child;
 mod command;
 mod connection;
 pub(crate) mod copy;
 mod end;
+mod input;
 pub(crate) mod keys;
 mod output;
 mod quote;
 mod running;
 mod session;
+mod sink;
 #[cfg(all(test, feature = "unstable-fake"))]
 mod tests;
 

@@ -14,23 +14,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
-use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::begin::begin;
 use super::command::{Signal, Terminal};
 use super::end::{self, Mark};
+use super::input::{Feeder, Input};
 use super::output::ExitStatus;
-use super::session::{Lease, Open, Session, Use};
+use super::session::{Lease, Session, Use};
+use super::sink::{Held, Sink};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Bytes read from a pipe to standard input at once.
-const INPUT_CHUNK_BYTES: usize = 64 * 1024;
-const TAIL_BYTES: usize = 16 * 1024;
 /// How long a channel may stay open after its command was ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -46,47 +43,6 @@ pub(super) struct Request {
     pub deadline: Option<(Instant, Duration)>,
     /// On a connection of its own even if no reader can stand still.
     pub alone: bool,
-}
-
-/// Where standard input comes from.
-pub(super) enum Input {
-    /// Nothing is sent.
-    None,
-    /// A pipe; its end is the input's end.
-    Pipe(DuplexStream),
-    /// Whole chunks. A sender that is dropped without [`Feed::End`] has been cancelled, and the
-    /// guest must not take that for the end.
-    Chunks(mpsc::Receiver<Feed>),
-}
-
-/// A piece of input.
-pub(super) enum Feed {
-    Chunk(Bytes),
-    End,
-}
-
-impl Input {
-    pub(super) fn bytes(bytes: Vec<u8>) -> Self {
-        let (sender, receiver) = mpsc::channel(2);
-        for feed in [Feed::Chunk(bytes.into()), Feed::End] {
-            // There is room for both.
-            let _ = sender.try_send(feed);
-        }
-        Input::Chunks(receiver)
-    }
-}
-
-/// What becomes of an output stream.
-pub(super) enum Sink {
-    Discard,
-    Collect {
-        bytes: Vec<u8>,
-        limit: u64,
-    },
-    /// Keeps about the last `TAIL_BYTES`.
-    Tail(Vec<u8>),
-    /// To a reader that may stand still: needs a connection of its own.
-    Stream(mpsc::Sender<Bytes>),
 }
 
 /// How a command ended.
@@ -248,50 +204,6 @@ async fn at(deadline: Option<(Instant, Duration)>) {
     }
 }
 
-/// Opens a channel, in a task of its own: russh cannot take back a request to open one.
-async fn opened(session: &Session, wanted: Use) -> Result<Open> {
-    let session = session.clone();
-    match tokio::spawn(async move { session.open(wanted).await }).await {
-        Ok(opened) => opened,
-        Err(e) => Err(Error::new(ErrorKind::Internal, "the connecting task died").source(e)),
-    }
-}
-
-/// Opens a channel and sends the command. Until the last lines nothing has run in the guest.
-async fn begin(
-    session: &Session,
-    request: &Request,
-    wanted: Use,
-) -> Result<(ChannelReadHalf, ChannelWriteHalf<Msg>, Lease)> {
-    let mut open = opened(session, wanted).await?;
-    if let (Some(terminal), Some(channel)) = (&request.terminal, open.channel()) {
-        let Terminal { term, columns, rows } = terminal;
-        // An error shows as the channel's end.
-        let _ = channel.request_pty(true, term, *columns, *rows, 0, 0, &[]).await;
-        loop {
-            match channel.wait().await {
-                Some(ChannelMsg::Success) | None => break,
-                Some(ChannelMsg::Failure) => {
-                    // Without a terminal it would not be the command that was asked for.
-                    let text =
-                        format!("run `{}`: the guest has no terminal to give", request.label);
-                    return Err(Error::new(ErrorKind::Connect, text).vm(session.vm()));
-                }
-                Some(_) => {}
-            }
-        }
-    }
-    let Some((channel, lease)) = open.take() else {
-        return Err(Error::new(ErrorKind::Internal, "the channel was taken twice"));
-    };
-    if let Err(e) = channel.exec(true, request.text.clone()).await {
-        let text = format!("run `{}`: {}", request.label, lease.connection.loss());
-        return Err(Error::new(ErrorKind::ConnectionLost, text).vm(session.vm()).source(e));
-    }
-    let (read, write) = channel.split();
-    Ok((read, write, lease))
-}
-
 struct Task {
     session: Session,
     mark: Mark,
@@ -302,7 +214,7 @@ struct Task {
     stdout: Sink,
     stderr: Sink,
     /// Output its reader has no room for yet.
-    held: Option<(mpsc::Sender<Bytes>, Bytes)>,
+    held: Held,
     started: Option<oneshot::Sender<()>>,
     status: Option<ExitStatus>,
     refused: bool,
@@ -369,11 +281,15 @@ impl Task {
             }
             ChannelMsg::Failure => self.refused = true,
             ChannelMsg::Data { data } => {
-                return Self::put(&mut self.stdout, &mut self.held, data)
+                return self
+                    .stdout
+                    .put(&mut self.held, data)
                     .map(|limit| Stop::TooMuch("standard output", limit));
             }
             ChannelMsg::ExtendedData { data, .. } => {
-                return Self::put(&mut self.stderr, &mut self.held, data)
+                return self
+                    .stderr
+                    .put(&mut self.held, data)
                     .map(|limit| Stop::TooMuch("standard error", limit));
             }
             ChannelMsg::ExitStatus { exit_status } => {
@@ -393,37 +309,6 @@ impl Task {
             _ => {}
         }
         None
-    }
-
-    /// The limit, if it was exceeded.
-    fn put(
-        sink: &mut Sink,
-        held: &mut Option<(mpsc::Sender<Bytes>, Bytes)>,
-        data: Bytes,
-    ) -> Option<u64> {
-        match sink {
-            Sink::Discard => None,
-            Sink::Collect { bytes, limit } => {
-                if bytes.len() as u64 + data.len() as u64 > *limit {
-                    return Some(*limit);
-                }
-                bytes.extend_from_slice(&data);
-                None
-            }
-            Sink::Tail(bytes) => {
-                bytes.extend_from_slice(&data);
-                if bytes.len() > 2 * TAIL_BYTES {
-                    bytes.drain(..bytes.len() - TAIL_BYTES);
-                }
-                None
-            }
-            Sink::Stream(reader) => {
-                if !data.is_empty() {
-                    *held = Some((reader.clone(), data));
-                }
-                None
-            }
-        }
     }
 
     /// Ends the command in the guest, reading on so that the connection does not stand still.
@@ -484,15 +369,11 @@ impl Task {
     }
 
     fn ended(self) -> Result<Ended> {
-        let collected = |sink| match sink {
-            Sink::Collect { bytes, .. } | Sink::Tail(bytes) => bytes,
-            Sink::Discard | Sink::Stream(_) => Vec::new(),
-        };
         if let Some(status) = self.status {
             return Ok(Ended {
                 status,
-                stdout: collected(self.stdout),
-                stderr: collected(self.stderr),
+                stdout: self.stdout.collected(),
+                stderr: self.stderr.collected(),
             });
         }
         let vm = self.session.vm();
@@ -508,49 +389,5 @@ impl Task {
         Err(Error::new(ErrorKind::ConnectionLost, format!("run `{}`: {why}", self.label))
             .vm(vm)
             .hint("it may have run, so it is not run again; if the VM did not restart, look at its console"))
-    }
-}
-
-/// The task that sends standard input, ended with the command.
-struct Feeder(AbortHandle);
-
-impl Feeder {
-    fn start(input: Input, write: Arc<ChannelWriteHalf<Msg>>) -> Self {
-        let task = tokio::spawn(async move {
-            if let Err(error) = feed(input, &write).await {
-                // The channel is gone, and the command's own task says why.
-                tracing::debug!("standard input: {error}");
-            }
-        });
-        Self(task.abort_handle())
-    }
-}
-
-impl Drop for Feeder {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-async fn feed(
-    input: Input,
-    write: &ChannelWriteHalf<Msg>,
-) -> std::result::Result<(), russh::Error> {
-    match input {
-        Input::None => Ok(()),
-        Input::Pipe(mut pipe) => loop {
-            let mut chunk = Vec::with_capacity(INPUT_CHUNK_BYTES);
-            if pipe.read_buf(&mut chunk).await? == 0 {
-                return write.eof().await;
-            }
-            write.data_bytes(chunk).await?;
-        },
-        Input::Chunks(mut chunks) => loop {
-            match chunks.recv().await {
-                Some(Feed::Chunk(chunk)) => write.data_bytes(chunk).await?,
-                Some(Feed::End) => return write.eof().await,
-                None => return Ok(()),
-            }
-        },
     }
 }

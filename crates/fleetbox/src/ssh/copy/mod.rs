@@ -28,9 +28,11 @@ use tokio::sync::mpsc;
 
 use self::destination::{GuestPath, Kind};
 use super::end::Mark;
+use super::input::{Feed, Input};
 use super::output;
-use super::running::{Control, Ended, Feed, Input, Request, Running, Sink};
+use super::running::{Control, Ended, Request, Running};
 use super::session::Session;
+use super::sink::Sink;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes per chunk on the way to the guest.

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::ChunkWriter;
 use super::destination::{Kind, base_name};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ssh::running::Feed;
+use crate::ssh::input::Feed;
 
 /// The name of a single file in its archive; the guest moves it into place.
 const FILE_NAME: &[u8] = b"f";

@@ -220,6 +220,8 @@ async fn a_terminal_or_an_error(lab: &Lab) {
     command.args(["-c", "stty size; read line; stty size; echo \"$line $TERM\""]).tty(terminal);
     let mut child = match command.timeout(Duration::from_secs(20)).spawn().await {
         Ok(child) => child,
+        // An sshd that does not run as root cannot give its terminals away, and hangs up.
+        Err(_) if lab.target.user != "fleetbox" && !rustix::process::geteuid().is_root() => return,
         // The fake guest has none to give, and must say so.
         Err(e) => {
             assert!(lab.target.user == "fleetbox" && e.report().contains("terminal"), "{e:?}");

@@ -39,7 +39,7 @@ fn tree(root: &Path) {
     fs::hard_link(root.join("a"), root.join("hard")).unwrap();
     fs::set_permissions(root.join("a"), fs::Permissions::from_mode(0o640)).unwrap();
     fs::set_permissions(root.join("sub/b"), fs::Permissions::from_mode(0o755)).unwrap();
-    let then = SystemTime::UNIX_EPOCH + Duration::from_mins(25_000_000);
+    let then = SystemTime::UNIX_EPOCH + Duration::from_hours(416_666);
     for name in ["a", "sub/b"] {
         fs::File::options().append(true).open(root.join(name)).unwrap().set_modified(then).unwrap();
     }
@@ -57,7 +57,7 @@ fn listing(root: &Path) -> Vec<String> {
             let meta = path.symlink_metadata().unwrap();
             let name = path.strip_prefix(root).unwrap().to_owned();
             let content = if meta.is_symlink() {
-                format!("{:?}", fs::read_link(&path).unwrap())
+                format!("{}", fs::read_link(&path).unwrap().to_string_lossy())
             } else if meta.is_dir() {
                 left.push(path.clone());
                 String::new()
@@ -66,7 +66,7 @@ fn listing(root: &Path) -> Vec<String> {
                 format!("{} {:?}", bytes.len(), bytes.first())
             };
             let mode = if meta.is_symlink() { 0 } else { meta.mode() };
-            lines.push(format!("{name:?} {mode:o} {} {content}", meta.mtime()));
+            lines.push(format!("{} {mode:o} {} {content}", name.to_string_lossy(), meta.mtime()));
         }
     }
     lines.sort();

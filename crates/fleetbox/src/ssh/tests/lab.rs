@@ -187,7 +187,7 @@ fn sshd_config(dir: &Path, host: &KeyPair, client: &KeyPair) -> PathBuf {
     let authorized = file("sshd_authorized", client.public_openssh() + "\n");
     // The level makes bash spare the start-up file of whoever runs the tests.
     let text = format!(
-        "SetEnv SHLVL=2\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nPidFile none\nUsePAM no\nPermitRootLogin yes\n",
+        "SetEnv SHLVL=2\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nPidFile none\nUsePAM no\nPermitRootLogin yes\nSubsystem sftp internal-sftp\n",
         host_key.display(),
         authorized.display()
     );
