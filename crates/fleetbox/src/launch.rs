@@ -62,7 +62,7 @@ async fn run(request: StartRequest) -> Result<Launched> {
     let paths = Paths::from_env()?;
     let client_key = keys::installation_key(&paths)?;
     let cluster = paths.prepare(&request.name.cluster())?;
-    let _starter = start_lock(&cluster, &request).await?;
+    let starter = start_lock(&cluster, &request).await?;
     let member = cluster.member(&request.name);
     let client = Client::new(cluster.socket());
 
@@ -95,7 +95,22 @@ async fn run(request: StartRequest) -> Result<Launched> {
     };
     let session = crate::vm::session(&record, &client, client_key);
     let boot = Boot { plan: boot_plan(&record, &member, &choice, boot_files.as_ref()), member };
-    let hold = boot_until_ready(&request, &client, hold, &session, boot, &mut timings).await?;
+    let mut hold = hold;
+    let accel = boot_until_alive(&request, &client, &mut hold, boot, &mut timings).await?;
+    // From here on another start of the same name finds it running and waits with us.
+    drop(starter);
+    let limit = ready::limit(request.timeout, accel)?;
+    let console = cluster.member(&request.name).console();
+    ready::wait(
+        &request.name,
+        &session,
+        &mut hold,
+        console,
+        limit,
+        &request.progress,
+        &mut timings,
+    )
+    .await?;
     if request.detached {
         client.detach().await?;
     }
@@ -306,6 +321,10 @@ fn boot_plan(
         crate::spec::Arch::X86_64 => "ttyS0",
         crate::spec::Arch::Aarch64 => "ttyAMA0",
     };
+    let emulated = match choice.accel {
+        Accel::Kvm => String::new(),
+        Accel::Tcg => format!(" {}", kernel::EMULATED_BOOT_ARGS.join(" ")),
+    };
     BootPlan {
         vm: record.name.clone(),
         backend: choice.backend,
@@ -316,7 +335,7 @@ fn boot_plan(
         memory_mib: record.spec.memory_mib,
         kernel,
         initrd,
-        cmdline: format!("console={console} {image_cmdline}"),
+        cmdline: format!("console={console} {image_cmdline}{emulated}"),
         disk: member.disk(),
         seed: member.seed(),
         mac: record.mac.clone(),
@@ -333,37 +352,32 @@ struct Boot {
     member: MemberPaths,
 }
 
-/// Boots and waits. A KVM on which the guest says nothing is given up for emulation, aloud.
-async fn boot_until_ready(
+/// Boots, and says how the guest runs. A KVM on which the guest says nothing is given up for
+/// emulation, aloud.
+async fn boot_until_alive(
     request: &StartRequest,
     client: &Client,
-    mut hold: Hold,
-    session: &Session,
+    hold: &mut Hold,
     mut boot: Boot,
     timings: &mut Timings,
-) -> Result<Hold> {
+) -> Result<Accel> {
     loop {
-        let accel = boot.plan.accel;
-        let limit = ready::limit(request.timeout, accel)?;
         // What an earlier boot wrote would be taken for this one's.
         remove_old(&boot.member.console())?;
         let began = Instant::now();
         client.boot(boot.plan.clone()).await?;
         timings.enter(Stage::Kernel);
         request.progress.begin(Stage::Kernel);
-        let console = boot.member.console();
-        if accel == Accel::Kvm && ready::is_silent(&mut hold, &console).await? {
-            request.progress.note(format!(
-                "the guest made no progress on KVM for {} s: trying again by emulation",
-                began.elapsed().as_secs()
-            ));
-            client.kill(&request.name).await?;
-            boot.plan.accel = Accel::Tcg;
-            continue;
+        let accel = boot.plan.accel;
+        if accel == Accel::Tcg || !ready::is_silent(hold, &boot.member.console()).await? {
+            return Ok(accel);
         }
-        ready::wait(&request.name, session, &mut hold, console, limit, &request.progress, timings)
-            .await?;
-        return Ok(hold);
+        request.progress.note(format!(
+            "the guest made no progress on KVM for {} s: trying again by emulation",
+            began.elapsed().as_secs()
+        ));
+        client.kill(&request.name).await?;
+        boot.plan.accel = Accel::Tcg;
     }
 }
 

@@ -45,8 +45,7 @@ pub(super) async fn is_silent(hold: &mut Hold, console: &Path) -> Result<bool> {
             return Ok(false);
         }
         tokio::select! {
-            // The wait that follows tells what ended; the event is not lost on it, as the status
-            // of an ended machine stays.
+            // That it ended is told by the wait that follows: the holder then refuses to dial.
             event = hold.next() => drop(event?),
             () = tokio::time::sleep(pause) => pause = (pause * 2).min(POLL_LAST),
         }
@@ -91,6 +90,10 @@ async fn log_in(session: &Session) -> Result<()> {
             Ok(()) => return Ok(()),
             // Another machine answers, or somebody is in between: waiting cannot help.
             Err(e) if e.kind() == ErrorKind::HostKeyMismatch => return Err(e),
+            Err(e) if e.kind() == ErrorKind::NotRunning => {
+                let why = e.detail_text().unwrap_or("it is not running");
+                return Err(Error::new(ErrorKind::BootFailed, format!("come up: {why}")));
+            }
             Err(e) => tracing::debug!("not yet: {}", e.report()),
         }
         tokio::time::sleep(pause).await;

@@ -86,7 +86,10 @@ async fn options_are_frozen_at_creation_and_ignoring_them_is_said() -> Result<()
 async fn commands_have_output_code_input_and_environment() -> Result<()> {
     let vm = fake(&unique("commands")).start().await?;
     let output = vm.shell("echo out; echo err >&2; exit 3").output().await?;
-    assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
+    assert_eq!(
+        (output.stdout.as_slice(), output.stderr.as_slice()),
+        (&b"out\n"[..], &b"err\n"[..])
+    );
     assert_eq!(output.status.code(), Some(3));
 
     let error = vm.ssh("echo said; exit 4").await.unwrap_err();
@@ -94,10 +97,18 @@ async fn commands_have_output_code_input_and_environment() -> Result<()> {
     assert_eq!(error.vm_name(), Some(vm.name()));
     assert_eq!(error.output().unwrap().stdout, b"said\n");
 
-    let output = vm.command("sh").args(["-c", "cat; echo \"$A\"; pwd"]).env("A", "b c").current_dir("/").stdin_bytes("in\n").run().await?;
+    let output = vm
+        .command("sh")
+        .args(["-c", "cat; echo \"$A\"; pwd"])
+        .env("A", "b c")
+        .current_dir("/")
+        .stdin_bytes("in\n")
+        .run()
+        .await?;
     assert_eq!(output.stdout, b"in\nb c\n/\n");
 
-    let error = vm.command("sleep").arg("60").timeout(Duration::from_millis(200)).run().await.unwrap_err();
+    let error =
+        vm.command("sleep").arg("60").timeout(Duration::from_millis(200)).run().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
 
     let mut child = vm.command("cat").stdin(Stdio::Piped).spawn().await?;

@@ -1,9 +1,6 @@
 //! The public API as a user has it: over the fake backend, where only coordination counts, and on
 //! real machines where `FLEETBOX_REQUIRE` or the host allows.
-#![cfg_attr(
-    feature = "unstable-fake",
-    expect(clippy::disallowed_methods, reason = "tests start processes")
-)]
+#![expect(clippy::print_stderr, reason = "a skipped test says why")]
 
 mod attribute;
 #[cfg(feature = "unstable-fake")]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fleetbox::{Backend, Result, State, Vm};
+use tokio::io::AsyncReadExt;
 
 use crate::unique;
 
@@ -43,7 +44,6 @@ async fn a_machine_runs_commands_copies_connects_reboots_and_goes() -> Result<()
     assert_eq!(std::fs::read(dir.path().join("back")).unwrap(), vec![7; 1 << 20]);
 
     // sshd speaks first.
-    use tokio::io::AsyncReadExt;
     let mut banner = [0; 4];
     vm.connect(22).await?.read_exact(&mut banner).await.unwrap();
     assert_eq!(&banner, b"SSH-");
