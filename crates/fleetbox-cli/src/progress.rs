@@ -33,13 +33,24 @@ struct Line {
     name: String,
     bar: Option<ProgressBar>,
     stage: Option<(Stage, Instant)>,
+    /// What is over, for the summary where lines are not redrawn.
+    over: Vec<String>,
+    began: Instant,
     /// The last tenth told of each transfer, where there is no terminal to redraw.
     told: HashMap<Stage, u64>,
 }
 
 impl Line {
     fn new(bars: Option<MultiProgress>, name: String) -> Self {
-        Self { bars, name, bar: None, stage: None, told: HashMap::new() }
+        Self {
+            bars,
+            name,
+            bar: None,
+            stage: None,
+            over: Vec::new(),
+            began: Instant::now(),
+            told: HashMap::new(),
+        }
     }
 
     fn take(&mut self, event: Progress) {
@@ -49,9 +60,15 @@ impl Line {
             Progress::Note(text) => self.say(&format!("{}: {text}", self.name)),
             Progress::Ready => {
                 self.end_stage();
-                if self.bars.is_none() {
-                    self.say(&format!("{}: ready", self.name));
-                }
+                let total = self.began.elapsed().as_secs_f64();
+                self.say(&match &self.bars {
+                    Some(_) => format!("{}: ready      {total:>6.1} s", self.name),
+                    None => format!(
+                        "{}: ready after {total:.1} s ({})",
+                        self.name,
+                        self.over.join(", ")
+                    ),
+                });
             }
             _ => {}
         }
@@ -77,6 +94,7 @@ impl Line {
 
     fn end_stage(&mut self) {
         let Some((stage, began)) = self.stage.take() else { return };
+        self.over.push(format!("{stage} {:.1} s", began.elapsed().as_secs_f64()));
         if let (Some(bar), Some(bars)) = (self.bar.take(), &self.bars) {
             bar.finish_and_clear();
             bars.remove(&bar);

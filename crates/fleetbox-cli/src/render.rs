@@ -145,7 +145,7 @@ fn table(header: &[&str]) -> Table {
 fn print_table(table: &Table) -> io::Result<()> {
     let mut out = io::stdout().lock();
     for line in table.lines() {
-        writeln!(out, "{}", line.trim_end())?;
+        writeln!(out, "{}", line.trim())?;
     }
     Ok(())
 }

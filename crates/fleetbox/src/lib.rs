@@ -62,3 +62,8 @@ pub use ssh::{
 };
 pub use timings::Timings;
 pub use vm::{State, Vm, VmBuilder, VmInfo, pass_connection};
+
+/// Compiles the README's examples.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

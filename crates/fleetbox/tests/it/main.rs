@@ -6,6 +6,7 @@ mod attribute;
 #[cfg(feature = "unstable-fake")]
 mod fake;
 mod input;
+mod readme;
 mod real;
 
 /// A name no other test, process or checkout uses.
