@@ -5,13 +5,12 @@ mod ready;
 mod spawn;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::backend::select::{self, Choice};
 use crate::backend::{Accel, Backend, BootPlan};
 use crate::control::client::{Client, Hold};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::holder::cleanup;
 use crate::images::{self, CachedImage};
 use crate::net::plan;
@@ -62,61 +61,113 @@ async fn run(request: StartRequest) -> Result<Launched> {
     let paths = Paths::from_env()?;
     let client_key = keys::installation_key(&paths)?;
     let cluster = paths.prepare(&request.name.cluster())?;
-    let starter = start_lock(&cluster, &request).await?;
-    let member = cluster.member(&request.name);
     let client = Client::new(cluster.socket());
 
-    let alive = client.find().await?;
-    if alive.is_none() {
-        cleanup::sweep(&cluster)?;
-    }
-    let known = VmRecord::read(&member)?;
-    let running = alive.iter().flat_map(|s| &s.members).any(|m| m.vm == request.name && m.running);
-    if running && let Some(record) = known {
-        return join(request, record, cluster, client, client_key, timings).await;
-    }
-
-    let choice = select::choose(
-        known.as_ref().and_then(|r| r.backend).or(request.backend),
-        arch(&request, known.as_ref()),
-    )?;
-    if let Some(note) = &choice.note {
-        request.progress.note(note.clone());
-    }
-    let (record, boot_files) = match known {
-        Some(record) => existing(&paths, &request, record, &choice).await?,
-        None => create(&paths, &request, &cluster, &choice).await?,
+    let starter = start_lock(&cluster, &request).await?;
+    let running = match boot_or_join(&paths, &request, &cluster, &client, &mut timings).await {
+        Ok(running) => running,
+        Err(error) => {
+            // A cluster without members is not worth a directory. The start's error is the one to
+            // tell; what could not be removed is seen by the next start.
+            let _ = cleanup::remove_if_empty(&cluster);
+            return Err(error);
+        }
     };
-    request.progress.begin(Stage::Prepare);
-    timings.enter(Stage::Prepare);
-    let (hold, client) = match alive {
-        Some(_) => (client.hold().await?, client),
-        None => (spawn::holder(&cluster, &request.name.cluster()).await?, client),
-    };
-    let session = crate::vm::session(&record, &client, client_key);
-    let boot = Boot { plan: boot_plan(&record, &member, &choice, boot_files.as_ref()), member };
-    let mut hold = hold;
-    let accel = boot_until_alive(&request, &client, &mut hold, boot, &mut timings).await?;
     // From here on another start of the same name finds it running and waits with us.
     drop(starter);
-    let limit = ready::limit(request.timeout, accel)?;
-    let console = cluster.member(&request.name).console();
-    ready::wait(
-        &request.name,
-        &session,
-        &mut hold,
-        console,
-        limit,
-        &request.progress,
-        &mut timings,
-    )
-    .await?;
+
+    let Running { record, mut hold, accel } = running;
+    let session = crate::vm::session(&record, &client, client_key);
+    let guest = ready::Guest {
+        vm: &record.name,
+        session: &session,
+        console: cluster.member(&record.name).console(),
+        limit: ready::limit(request.timeout, accel)?,
+    };
+    ready::wait(guest, &mut hold, &request.progress, &mut timings).await?;
     if request.detached {
         client.detach().await?;
     }
     request.progress.send(Progress::Ready);
     timings.finish();
     Ok(Launched { record, cluster, client, session, hold, timings })
+}
+
+/// A machine whose monitor runs.
+struct Running {
+    record: VmRecord,
+    hold: Hold,
+    accel: Accel,
+}
+
+/// The part of a start that only one caller may do at a time: joins the VM if it runs, else boots
+/// it, and makes it first if need be.
+async fn boot_or_join(
+    paths: &Paths,
+    request: &StartRequest,
+    cluster: &ClusterPaths,
+    client: &Client,
+    timings: &mut Timings,
+) -> Result<Running> {
+    let member = cluster.member(&request.name);
+    let alive = client.find().await?;
+    if alive.is_none() {
+        cleanup::sweep(cluster)?;
+    }
+    let known = VmRecord::read(&member)?;
+    let running = alive.iter().flat_map(|s| &s.members).any(|m| m.vm == request.name && m.running);
+    if running && let Some(record) = known {
+        ignore_options(request, &record);
+        let hold = client.hold().await?;
+        timings.enter(Stage::Ssh);
+        return Ok(Running { record, hold, accel: Accel::Tcg });
+    }
+
+    let choice = choose(request, known.as_ref())?;
+    let is_new = known.is_none();
+    let (record, boot_files) = match known {
+        Some(record) => existing(paths, request, record, &choice).await?,
+        None => create(paths, request, cluster, &choice).await?,
+    };
+    request.progress.begin(Stage::Prepare);
+    timings.enter(Stage::Prepare);
+    let plan = boot_plan(&record, &member, &choice, boot_files.as_ref());
+    let booted = async {
+        let mut hold = hold_or_spawn(cluster, client, alive.is_some()).await?;
+        let accel = boot_until_alive(request, client, &mut hold, plan, timings).await?;
+        Ok((hold, accel))
+    };
+    match booted.await {
+        Ok((hold, accel)) => Ok(Running { record, hold, accel }),
+        Err(error) => {
+            if is_new {
+                // It never ran: a second try starts from nothing, with options of its own.
+                cleanup::remove_member(member.dir())?;
+            }
+            Err(error)
+        }
+    }
+}
+
+fn choose(request: &StartRequest, known: Option<&VmRecord>) -> Result<Choice> {
+    let backend = known.and_then(|record| record.backend).or(request.backend);
+    let arch = known.map_or(request.spec.arch, |record| record.spec.arch);
+    let choice = select::choose(backend, arch)?;
+    if let Some(note) = &choice.note {
+        request.progress.note(note.clone());
+    }
+    Ok(choice)
+}
+
+/// Holds the living holder; one that ended since it was seen is replaced.
+async fn hold_or_spawn(cluster: &ClusterPaths, client: &Client, alive: bool) -> Result<Hold> {
+    if alive {
+        match client.hold().await {
+            Err(e) if matches!(e.kind(), ErrorKind::NotRunning | ErrorKind::HolderDied) => {}
+            held => return held,
+        }
+    }
+    spawn::holder(cluster).await
 }
 
 /// One starter at a time per cluster: a second start of the same name waits and then joins.
@@ -128,35 +179,6 @@ async fn start_lock(cluster: &ClusterPaths, request: &StartRequest) -> Result<Lo
         )));
     };
     lock::lock(&cluster.lock(), waiting).await
-}
-
-fn arch(request: &StartRequest, known: Option<&VmRecord>) -> crate::spec::Arch {
-    known.map_or(request.spec.arch, |record| record.spec.arch)
-}
-
-/// The VM runs already: hold it too and wait until it answers.
-async fn join(
-    request: StartRequest,
-    record: VmRecord,
-    cluster: ClusterPaths,
-    client: Client,
-    client_key: Arc<KeyPair>,
-    mut timings: Timings,
-) -> Result<Launched> {
-    ignore_options(&request, &record);
-    let mut hold = client.hold().await?;
-    let session = crate::vm::session(&record, &client, client_key);
-    let console = cluster.member(&request.name).console();
-    timings.enter(Stage::Ssh);
-    let limit = ready::limit(request.timeout, Accel::Tcg)?;
-    ready::wait(&record.name, &session, &mut hold, console, limit, &request.progress, &mut timings)
-        .await?;
-    if request.detached {
-        client.detach().await?;
-    }
-    request.progress.send(Progress::Ready);
-    timings.finish();
-    Ok(Launched { record, cluster, client, session, hold, timings })
 }
 
 /// Options are frozen at creation; an existing VM keeps its own.
@@ -346,38 +368,31 @@ fn boot_plan(
     }
 }
 
-/// What is booted, and where its files are.
-struct Boot {
-    plan: BootPlan,
-    member: MemberPaths,
-}
-
 /// Boots, and says how the guest runs. A KVM on which the guest says nothing is given up for
 /// emulation, aloud.
 async fn boot_until_alive(
     request: &StartRequest,
     client: &Client,
     hold: &mut Hold,
-    mut boot: Boot,
+    mut plan: BootPlan,
     timings: &mut Timings,
 ) -> Result<Accel> {
     loop {
         // What an earlier boot wrote would be taken for this one's.
-        remove_old(&boot.member.console())?;
+        remove_old(&plan.console)?;
         let began = Instant::now();
-        client.boot(boot.plan.clone()).await?;
+        client.boot(plan.clone()).await?;
         timings.enter(Stage::Kernel);
         request.progress.begin(Stage::Kernel);
-        let accel = boot.plan.accel;
-        if accel == Accel::Tcg || !ready::is_silent(hold, &boot.member.console()).await? {
-            return Ok(accel);
+        if plan.accel == Accel::Tcg || !ready::is_silent(hold, &plan.console).await? {
+            return Ok(plan.accel);
         }
         request.progress.note(format!(
             "the guest made no progress on KVM for {} s: trying again by emulation",
             began.elapsed().as_secs()
         ));
         client.kill(&request.name).await?;
-        boot.plan.accel = Accel::Tcg;
+        plan.accel = Accel::Tcg;
     }
 }
 
@@ -397,7 +412,7 @@ pub(crate) async fn try_holder() -> Result<()> {
         .tempdir_in(paths.root())
         .map_err(|e| Error::io("make a directory in", paths.root(), e))?;
     let cluster = ClusterPaths::at(dir.path().to_owned());
-    let hold = spawn::holder(&cluster, &Name::new("probe")?).await?;
+    let hold = spawn::holder(&cluster).await?;
     let closed = Client::new(cluster.socket()).close().await;
     drop(hold);
     closed

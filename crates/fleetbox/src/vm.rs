@@ -343,7 +343,9 @@ impl Vm {
             lock => lock.map_err(|e| self.mine(e))?,
         };
         self.stop_within(Duration::ZERO).await?;
-        cleanup::remove_member(self.member().dir()).map_err(|e| self.mine(e))
+        cleanup::remove_member(self.member().dir())
+            .and_then(|()| cleanup::remove_if_empty(&self.inner.cluster))
+            .map_err(|e| self.mine(e))
     }
 
     /// Reboots the guest politely and waits until it answers again. Falls back to the reset button

@@ -147,9 +147,9 @@ pub(crate) struct Hold {
 
 impl Hold {
     /// From the inherited connection of a holder this process just started: opens it.
-    pub(crate) async fn open(socket: UnixStream, cluster: &Name, dir: &Path) -> Result<Self> {
+    pub(crate) async fn open(socket: UnixStream, dir: &Path) -> Result<Self> {
         let mut frames = Frames::new(socket);
-        let request = Request::Open { cluster: cluster.clone(), dir: dir.to_owned() };
+        let request = Request::Open { dir: dir.to_owned() };
         match exchange(&mut frames, request, dir).await? {
             Reply::Done => Ok(Self { frames }),
             other => Err(unexpected(&other)),

@@ -26,7 +26,6 @@ pub(crate) struct Envelope {
 pub(crate) enum Request {
     /// The first message on the inherited connection; that connection then holds.
     Open {
-        cluster: Name,
         dir: PathBuf,
     },
     /// Keeps the holder alive while the connection is open, and carries its events.

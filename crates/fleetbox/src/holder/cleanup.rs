@@ -58,8 +58,20 @@ fn remove_leftovers(dir: &ClusterPaths) -> Result<()> {
     Ok(())
 }
 
+/// Removes the directory of a cluster that has neither members nor a living holder, whose warden
+/// would do it otherwise. The caller has the cluster's lock.
+pub(crate) fn remove_if_empty(dir: &ClusterPaths) -> Result<()> {
+    if !entries(dir.dir())?.is_empty() {
+        return Ok(());
+    }
+    match lock::try_lock(&dir.holder_lock())? {
+        Some(_holder) => remove_cluster(dir),
+        None => Ok(()),
+    }
+}
+
 /// Removes the directory of a cluster without members. The caller has both locks.
-pub(crate) fn remove_cluster(dir: &ClusterPaths) -> Result<()> {
+fn remove_cluster(dir: &ClusterPaths) -> Result<()> {
     match std::fs::remove_dir_all(dir.dir()) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", dir.dir(), e)),
         _ => Ok(()),

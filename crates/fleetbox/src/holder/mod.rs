@@ -84,7 +84,7 @@ fn opening(control: &mut UnixStream) -> Result<ClusterPaths> {
     let line = read(control)
         .map_err(|e| Error::new(ErrorKind::HolderUnavailable, "hear from the spawner").source(e))?;
     match serde_json::from_slice::<Envelope>(&line) {
-        Ok(Envelope { protocol: PROTOCOL, request: Request::Open { dir, .. }, .. }) => {
+        Ok(Envelope { protocol: PROTOCOL, request: Request::Open { dir }, .. }) => {
             Ok(ClusterPaths::at(dir))
         }
         Ok(envelope) => Err(other_protocol(&envelope)),

@@ -53,16 +53,22 @@ pub(super) async fn is_silent(hold: &mut Hold, console: &Path) -> Result<bool> {
     Ok(true)
 }
 
+/// The guest that is waited for, and for how long.
+pub(super) struct Guest<'a> {
+    pub vm: &'a Name,
+    pub session: &'a Session,
+    pub console: PathBuf,
+    pub limit: Duration,
+}
+
 /// Waits until the guest lets us in. Tells each stage as the console shows it.
 pub(super) async fn wait(
-    vm: &Name,
-    session: &Session,
+    guest: Guest<'_>,
     hold: &mut Hold,
-    console: PathBuf,
-    limit: Duration,
     progress: &ProgressSink,
     timings: &mut Timings,
 ) -> Result<()> {
+    let Guest { vm, session, console, limit } = guest;
     let began = Instant::now();
     let mut reader = StageReader::new(console.clone());
     let outcome = tokio::select! {

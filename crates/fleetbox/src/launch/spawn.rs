@@ -10,7 +10,6 @@ use crate::backend::select::which;
 use crate::control::client::Hold;
 use crate::env;
 use crate::error::{Error, ErrorKind, Result};
-use crate::spec::Name;
 use crate::store::paths::ClusterPaths;
 use crate::sys::reexec;
 
@@ -18,7 +17,8 @@ use crate::sys::reexec;
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(20);
 
 /// Starts a holder for the cluster and waits until it serves.
-pub(super) async fn holder(cluster: &ClusterPaths, name: &Name) -> Result<Hold> {
+pub(super) async fn holder(cluster: &ClusterPaths) -> Result<Hold> {
+    let name = cluster.dir().file_name().unwrap_or_default().to_string_lossy();
     let executable = executable()?;
     let log_path = cluster.holder_log();
     let log = OpenOptions::new()
@@ -47,7 +47,7 @@ pub(super) async fn holder(cluster: &ClusterPaths, name: &Name) -> Result<Hold> 
         .set_nonblocking(true)
         .and_then(|()| tokio::net::UnixStream::from_std(socket))
         .map_err(|e| unavailable("talk to").source(e))?;
-    match tokio::time::timeout(HANDSHAKE_WAIT, Hold::open(socket, name, cluster.dir())).await {
+    match tokio::time::timeout(HANDSHAKE_WAIT, Hold::open(socket, cluster.dir())).await {
         Ok(Ok(hold)) => Ok(hold),
         Ok(Err(e)) if e.kind() == ErrorKind::HolderDied => Err(unavailable("hear from")
             .hint("this executable does not start holders; set FLEETBOX_HOLDER to the fleetbox command")
