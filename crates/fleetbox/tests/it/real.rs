@@ -92,12 +92,13 @@ async fn a_guest_that_never_comes_up_is_explained() -> Result<()> {
     }
     // Emulated, a kernel is far from sshd after this long; with KVM it may just make it.
     let name = unique("late");
-    let outcome = Vm::builder(&name).memory_mib(512).timeout(Duration::from_secs(3)).start().await;
-    let error = outcome.expect_err("three seconds must not be enough");
+    let outcome = Vm::builder(&name).memory_mib(512).timeout(Duration::from_secs(5)).start().await;
+    let error = outcome.expect_err("five seconds must not be enough");
     assert_eq!(error.kind(), fleetbox::ErrorKind::BootFailed);
     let report = error.report();
-    assert!(report.contains("within 3 s; it had reached the stage kernel"), "{report}");
-    assert!(report.contains("the console's last lines") && report.contains("Linux"), "{report}");
+    assert!(report.contains("within 5 s; it had reached the stage "), "{report}");
+    let (_, console) = report.split_once("the console's last lines:\n").expect("the console");
+    assert!(console.lines().count() > 3, "{report}");
     assert!(report.contains("hint: "), "{report}");
     let vm = Vm::find(&name)?;
     assert_eq!(vm.state().await?, State::Stopped, "nothing runs on");
