@@ -73,18 +73,18 @@ async fn converse(child: &mut Child) -> Outcome {
     let status = loop {
         tokio::select! {
             status = child.wait() => break status?,
-            _ = signals.resized.recv() => {
-                let (columns, rows) = terminal::size();
-                child.resize(columns, rows);
-            }
-            () = signals.end() => {
-                // The first asks the command, as a terminal would; the second does not ask.
-                if interrupted {
-                    break child.kill().await?;
+            told = signals.next() => match told {
+                Told::Resized => {
+                    let (columns, rows) = terminal::size();
+                    child.resize(columns, rows);
                 }
-                interrupted = true;
-                child.signal(Signal::Int).await?;
-            }
+                // The first asks the command, as a terminal would; the second does not ask.
+                Told::End if interrupted => break child.kill().await?,
+                Told::End => {
+                    interrupted = true;
+                    child.signal(Signal::Int).await?;
+                }
+            },
         }
     };
     for stream in [out, err].into_iter().flatten() {
@@ -100,7 +100,12 @@ async fn converse(child: &mut Child) -> Outcome {
     })
 }
 
-/// What this process is told from outside while a command runs.
+/// What this process was told from outside while a command ran.
+enum Told {
+    Resized,
+    End,
+}
+
 struct Signals {
     resized: UnixSignal,
     interrupt: UnixSignal,
@@ -116,11 +121,11 @@ impl Signals {
         })
     }
 
-    /// The next request to end.
-    async fn end(&mut self) {
+    async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            _ = self.resized.recv() => Told::Resized,
+            _ = self.interrupt.recv() => Told::End,
+            _ = self.terminate.recv() => Told::End,
         }
     }
 }
