@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fleetbox::{Backend, ErrorKind, Progress, Result, State, Stdio, Vm, VmBuilder};
+use fleetbox::{Backend, ErrorKind, Progress, Result, Signal, State, Stdio, Vm, VmBuilder};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -110,6 +110,10 @@ async fn commands_have_output_code_input_and_environment() -> Result<()> {
     let error =
         vm.command("sleep").arg("60").timeout(Duration::from_millis(200)).run().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
+
+    let mut child = vm.shell("sleep 60; exit 1").spawn().await?;
+    child.signal(Signal::Int).await?;
+    assert_eq!(child.wait().await?.signal(), Some("INT"));
 
     let mut child = vm.command("cat").stdin(Stdio::Piped).spawn().await?;
     let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());

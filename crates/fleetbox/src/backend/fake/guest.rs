@@ -224,6 +224,10 @@ fn spawn(guest: &FakeGuest, text: &[u8]) -> std::io::Result<Child> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     crate::sys::session::lead_new_session(&mut command);
+    // In a holder, but not in a test that serves from its own process.
+    if std::process::id() == 1 {
+        crate::sys::session::see_own_processes(&mut command);
+    }
     tokio::process::Command::from(command).kill_on_drop(true).spawn()
 }
 
