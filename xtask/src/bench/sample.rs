@@ -39,6 +39,22 @@ pub(super) fn side_by_side(
     Ok((median(&mut a), median(&mut b)))
 }
 
+/// Several at once, each run beginning with another one: none always pays for what the same one
+/// before it left behind. Each is told the number of the run.
+pub(super) fn in_turns<const N: usize>(
+    runs: usize,
+    sides: [&dyn Fn(usize) -> Outcome<f64>; N],
+) -> Outcome<[f64; N]> {
+    let mut samples: [Vec<f64>; N] = std::array::from_fn(|_| Vec::new());
+    for run in 0..runs {
+        for turn in 0..N {
+            let side = (run + turn) % N;
+            samples[side].push(sides[side](run)?);
+        }
+    }
+    Ok(samples.map(|mut side| median(&mut side)))
+}
+
 /// One side alone.
 pub(super) fn alone(runs: usize, mut ours: impl FnMut(usize) -> Outcome<f64>) -> Outcome<f64> {
     let mut samples = (0..runs).map(&mut ours).collect::<Outcome<Vec<f64>>>()?;
@@ -67,6 +83,8 @@ mod tests {
             }
         };
         side_by_side(3, side('a'), side('b')).unwrap();
-        assert_eq!(order.into_inner(), "ababab");
+        assert_eq!(order.take(), "ababab");
+        in_turns(3, [&side('a'), &side('b'), &side('c')]).unwrap();
+        assert_eq!(order.take(), "abcbcacab");
     }
 }

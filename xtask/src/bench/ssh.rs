@@ -1,7 +1,6 @@
 //! Owns the figures of talking to a guest that runs, against OpenSSH to the same guest.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use super::report::{Bound, Row};
@@ -42,7 +41,7 @@ pub(super) fn warm_command(stage: &Stage) -> Outcome<Vec<Row>> {
 
 pub(super) fn copy_to_guest(stage: &Stage) -> Outcome<Vec<Row>> {
     let guest = stage.guest()?;
-    let (file, in_guest) = (random_file(stage)?, format!("{GUEST_DIR}/in"));
+    let (file, in_guest) = (stage.noise("noise", COPY_BYTES)?, format!("{GUEST_DIR}/in"));
     let clear = || settle(stage, guest, &format!("rm -f {in_guest}; sync"));
     let ours = |_| {
         clear()?;
@@ -107,17 +106,6 @@ fn scp(guest: &Guest) -> std::process::Command {
     let mut scp = process::command("scp");
     scp.arg("-q").arg("-F").arg(&guest.config);
     scp
-}
-
-/// Noise, which nothing on the way can make smaller.
-fn random_file(stage: &Stage) -> Outcome<PathBuf> {
-    let path = stage.file("noise");
-    let source = Path::new("/dev/urandom");
-    let mut noise =
-        std::fs::File::open(source).map_err(Failure::io("open", source))?.take(COPY_BYTES);
-    let mut file = std::fs::File::create(&path).map_err(Failure::io("write", &path))?;
-    std::io::copy(&mut noise, &mut file).map_err(Failure::io("write", &path))?;
-    Ok(path)
 }
 
 fn check_length(path: &Path) -> Outcome<()> {

@@ -3,6 +3,8 @@
 
 use std::cell::OnceCell;
 use std::future::Future;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use fleetbox::{Arch, Vm};
@@ -40,7 +42,14 @@ pub(super) struct Guest {
 /// The cached image as a file.
 pub(super) struct Image {
     pub path: PathBuf,
-    pub size_bytes: u64,
+}
+
+impl Image {
+    /// What the file takes on the disk, without its holes.
+    pub(super) fn data_mib(&self) -> Outcome<u64> {
+        let metadata = self.path.metadata().map_err(Failure::io("look at", &self.path))?;
+        Ok((metadata.blocks() * 512) >> 20)
+    }
 }
 
 impl Stage {
@@ -90,6 +99,17 @@ impl Stage {
         self.files.path().join(name)
     }
 
+    /// A file of noise, which nothing on the way can make smaller.
+    pub(super) fn noise(&self, name: &str, bytes: u64) -> Outcome<PathBuf> {
+        let (source, path) = (Path::new("/dev/urandom"), self.file(name));
+        let mut noise =
+            std::fs::File::open(source).map_err(Failure::io("open", source))?.take(bytes);
+        let mut file = std::fs::File::create(&path).map_err(Failure::io("write", &path))?;
+        std::io::copy(&mut noise, &mut file).map_err(Failure::io("write", &path))?;
+        file.sync_all().map_err(Failure::io("write", &path))?;
+        Ok(path)
+    }
+
     /// Waits for it, or for an interrupt.
     pub(super) fn wait<T>(&self, future: impl Future<Output = Outcome<T>>) -> Outcome<T> {
         let mut interrupted = self.interrupted.clone();
@@ -133,7 +153,7 @@ impl Stage {
         images
             .into_iter()
             .filter(|image| image.reference == IMAGE && image.arch == Arch::host())
-            .find_map(|image| Some(Image { path: image.path?, size_bytes: image.size_bytes? }))
+            .find_map(|image| Some(Image { path: image.path? }))
             .ok_or_else(|| {
                 Failure::new(format!(
                     "the image {IMAGE} is not here\nhint: make it with `fleetbox image build {IMAGE}`"
