@@ -23,6 +23,10 @@ pub(crate) const IP_WAIT_TIMEOUT: &str = "FLEETBOX_IP_WAIT_TIMEOUT";
 pub(crate) const MIRROR: &str = "FLEETBOX_MIRROR";
 /// Carries the one-time token from the spawner to its holder.
 pub(crate) const HOLDER_TOKEN: &str = "FLEETBOX_HOLDER_TOKEN";
+/// Directories of programs, separated by colons.
+pub(crate) const SEARCH_PATH: &str = "PATH";
+/// Where programs put large temporary files.
+pub(crate) const TEMPORARY_DIR: &str = "TMPDIR";
 
 pub(crate) fn os(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|v| !v.is_empty())

@@ -10,6 +10,7 @@ use super::super::qcow2::write_sparse;
 use super::super::work::Cancel;
 use super::disk::Layout;
 use super::{Recipe, apt, child, scratch};
+use crate::env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{ProgressSink, Stage};
 use crate::spec::Arch;
@@ -98,7 +99,7 @@ pub(super) struct Tools {
 impl Tools {
     pub(super) fn find(arch: Arch, cancel: &Cancel) -> Result<Self> {
         // An ordinary user's PATH lacks the sbin directories, where mke2fs is.
-        let mut search_path = std::env::var_os("PATH").unwrap_or_default();
+        let mut search_path = env::os(env::SEARCH_PATH).unwrap_or_default();
         search_path.push(":/usr/local/sbin:/usr/sbin:/sbin");
         let find = |program: &str| {
             std::env::split_paths(&search_path)
@@ -147,7 +148,7 @@ impl Tools {
         let mut command = Command::new(program);
         command.env("PATH", &self.search_path).env("LC_ALL", "C.UTF-8").current_dir("/");
         // The root is unpacked there: half a gigabyte and more, too much for a /tmp in memory.
-        if std::env::var_os("TMPDIR").is_none() {
+        if env::os(env::TEMPORARY_DIR).is_none() {
             command.env("TMPDIR", "/var/tmp");
         }
         command

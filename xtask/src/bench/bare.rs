@@ -1,0 +1,239 @@
+//! Owns the peer of a cold boot: QEMU alone, with the very arguments and files of one of our
+//! machines, except that its network is QEMU's own, since ours needs a holder.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fleetbox::Vm;
+
+use super::stage::{Image, Stage};
+use crate::failure::{Failure, Outcome};
+use crate::process;
+
+/// As the library waits between two tries to log in.
+const POLL_FIRST: Duration = Duration::from_millis(20);
+const POLL_LAST: Duration = Duration::from_millis(250);
+/// No emulated guest takes as long.
+const BOOT_LIMIT: Duration = Duration::from_mins(10);
+/// Where the seed says the guest is, and the network around it.
+const GATEWAY: &str = "10.213.77.1";
+const NETWORK: &str = "10.213.77.0/24";
+const LEASES_FROM: &str = "10.213.77.100";
+
+/// What is kept of a machine of ours to boot it again without us.
+pub(super) struct Kept {
+    arguments: Vec<String>,
+    seed: PathBuf,
+    config: PathBuf,
+    host: String,
+    port: u16,
+}
+
+/// A monitor that ends with the value.
+struct Monitor(Child);
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+impl Kept {
+    /// Takes what the machine was made of, while it runs.
+    pub(super) fn of(stage: &Stage, vm: &Vm) -> Outcome<Self> {
+        let console = vm.console_path();
+        let member = console.parent().unwrap_or(&console);
+        let log = member.join("vmm.log");
+        let text = std::fs::read_to_string(&log).map_err(Failure::io("read", &log))?;
+        let arguments = split(text.lines().next().unwrap_or_default());
+        let seed = stage.file("seed.img");
+        std::fs::copy(member.join("seed.img"), &seed).map_err(Failure::io("copy", &seed))?;
+        let known_hosts = stage.file("known_hosts");
+        std::fs::copy(member.join("known_hosts"), &known_hosts)
+            .map_err(Failure::io("copy", &known_hosts))?;
+        let port = free_port()?;
+        let config = stage.file("bare_ssh_config");
+        let text = direct(&vm.ssh_config(Path::new("fleetbox"))?, &known_hosts, port);
+        std::fs::write(&config, text).map_err(Failure::io("write", &config))?;
+        Ok(Self { arguments, seed, config, host: vm.name().to_owned(), port })
+    }
+
+    /// Boots it on a new disk and waits for the first output.
+    pub(super) fn boot(&self, stage: &Stage, image: &Image) -> Outcome<Duration> {
+        let (disk, console) = (stage.file("bare.qcow2"), stage.file("bare.log"));
+        let mut create = process::command("qemu-img");
+        create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]);
+        process::run(create.args([&image.path, &disk]).arg("20G"))?;
+        let mut qemu = self.command(&disk, &console)?;
+        let began = Instant::now();
+        let mut monitor =
+            Monitor(qemu.spawn().map_err(|e| Failure::new(format!("failed to run QEMU: {e}")))?);
+        let mut pause = POLL_FIRST;
+        loop {
+            if process::run(&mut self.ssh()).is_ok() {
+                return Ok(began.elapsed());
+            }
+            if let Ok(Some(status)) = monitor.0.try_wait() {
+                return Err(Failure::new(format!("bare QEMU ended with {status}")));
+            }
+            if began.elapsed() > BOOT_LIMIT {
+                return Err(Failure::new("the guest of bare QEMU did not come up"));
+            }
+            stage.wait(async {
+                tokio::time::sleep(pause).await;
+                Ok(())
+            })?;
+            pause = (pause * 2).min(POLL_LAST);
+        }
+    }
+
+    fn ssh(&self) -> Command {
+        let mut ssh = process::command("ssh");
+        // QEMU's network accepts before the guest does.
+        ssh.args(["-o", "ConnectTimeout=5", "-o", "BatchMode=yes", "-F"]);
+        ssh.arg(&self.config).arg(&self.host).arg("uname");
+        ssh
+    }
+
+    fn command(&self, disk: &Path, console: &Path) -> Outcome<Command> {
+        let Some((program, arguments)) = self.arguments.split_first() else {
+            return Err(Failure::new("the monitor's log does not begin with its command line"));
+        };
+        let network = format!(
+            "user,id=net0,net={NETWORK},host={GATEWAY},dhcpstart={LEASES_FROM},\
+             hostfwd=tcp:127.0.0.1:{}-{}:22",
+            self.port, "10.213.77.10"
+        );
+        let mut qemu = process::command(program);
+        for pair in arguments.chunk_by(|_, next| !next.starts_with('-')) {
+            let [option, value @ ..] = pair else { continue };
+            let Some(value) = value.first() else {
+                qemu.arg(option);
+                continue;
+            };
+            match redirect(value, disk, &self.seed, console, &network) {
+                Some(value) => qemu.arg(option).arg(value),
+                None => continue,
+            };
+        }
+        qemu.stdout(Stdio::null()).stderr(Stdio::inherit());
+        Ok(qemu)
+    }
+}
+
+/// The value of an option with our files and fds replaced; none if the option is about one we do
+/// without.
+fn redirect(
+    value: &str,
+    disk: &Path,
+    seed: &Path,
+    console: &Path,
+    network: &str,
+) -> Option<String> {
+    let file = |key: &str, path: &Path| {
+        let begin = value.find(key).map_or(0, |at| at + key.len());
+        let end = value[begin..].find(',').map_or(value.len(), |at| begin + at);
+        format!("{}{}{}", &value[..begin], path.display(), &value[end..])
+    };
+    Some(match value {
+        _ if value.contains("id=disk0,") => file("file=", disk),
+        _ if value.contains("id=seed0,") => file("file=", seed),
+        _ if value.contains("id=console0,") => file("path=", console),
+        _ if value.starts_with("tap,") => network.to_owned(),
+        _ if value.contains("qmp0") => return None,
+        _ => value.to_owned(),
+    })
+}
+
+/// The arguments of a line joined by spaces. Each option has one value at most, so whatever does
+/// not look like an option belongs to the value before it.
+fn split(line: &str) -> Vec<String> {
+    let mut arguments: Vec<String> = Vec::new();
+    let mut in_value = false;
+    for word in line.split(' ') {
+        let option = word.starts_with('-');
+        match arguments.last_mut() {
+            Some(value) if in_value && !option => {
+                value.push(' ');
+                value.push_str(word);
+            }
+            last => {
+                in_value = last.is_some() && !option;
+                arguments.push(word.to_owned());
+            }
+        }
+    }
+    arguments
+}
+
+/// The client's configuration with a plain connection to a forwarded port.
+fn direct(config: &str, known_hosts: &Path, port: u16) -> String {
+    let mut text = String::new();
+    for line in config.lines() {
+        let replaced = match line.split_whitespace().next() {
+            Some("ProxyCommand" | "ProxyUseFdpass") => continue,
+            Some("HostName") => format!("  HostName 127.0.0.1\n  Port {port}"),
+            Some("UserKnownHostsFile") => {
+                format!("  UserKnownHostsFile \"{}\"", known_hosts.display())
+            }
+            _ => line.to_owned(),
+        };
+        text.push_str(&replaced);
+        text.push('\n');
+    }
+    text
+}
+
+/// One that was free a moment ago.
+fn free_port() -> Outcome<u16> {
+    std::net::TcpListener::bind(("127.0.0.1", 0))
+        .and_then(|listener| listener.local_addr())
+        .map(|address| address.port())
+        .map_err(|e| Failure::new(format!("failed to find a free port: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_with_spaces_stay_whole() {
+        let line = "/usr/bin/qemu -nodefaults -append root=/dev/vda1 console=ttyS0 quiet -m 1024M";
+        let expected = [
+            "/usr/bin/qemu",
+            "-nodefaults",
+            "-append",
+            "root=/dev/vda1 console=ttyS0 quiet",
+            "-m",
+            "1024M",
+        ];
+        assert_eq!(split(line), expected);
+    }
+
+    #[test]
+    fn our_files_and_fds_are_replaced_and_the_machine_is_not() {
+        let redirected = |value| {
+            redirect(value, Path::new("/d"), Path::new("/s"), Path::new("/c"), "user,id=net0")
+        };
+        let disk = redirected("if=none,id=disk0,file=/x/disk.qcow2,format=qcow2,cache=unsafe");
+        assert_eq!(disk.unwrap(), "if=none,id=disk0,file=/d,format=qcow2,cache=unsafe");
+        assert_eq!(
+            redirected("file,id=console0,path=/x/c.log").unwrap(),
+            "file,id=console0,path=/c"
+        );
+        assert_eq!(redirected("tap,id=net0,fd=10,vhost=off").unwrap(), "user,id=net0");
+        assert_eq!(redirected("socket,id=qmp0,fd=11"), None);
+        assert_eq!(redirected("q35,hpet=off").unwrap(), "q35,hpet=off");
+    }
+
+    #[test]
+    fn the_configuration_goes_to_the_forwarded_port() {
+        let config = "Host web\n  HostName web\n  User f\n  UserKnownHostsFile \"/x\"\n  ProxyCommand fleetbox proxy web %p\n  ProxyUseFdpass yes\n";
+        let expected =
+            "Host web\n  HostName 127.0.0.1\n  Port 2222\n  User f\n  UserKnownHostsFile \"/k\"\n";
+        assert_eq!(direct(config, Path::new("/k"), 2222), expected);
+    }
+}
