@@ -4,6 +4,7 @@
 mod ready;
 mod spawn;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -58,7 +59,9 @@ pub(crate) async fn start(request: StartRequest) -> Result<Launched> {
 async fn run(request: StartRequest) -> Result<Launched> {
     let mut timings = Timings::start();
     request.spec.check()?;
+    ready::limit(request.timeout, Accel::Tcg)?;
     let paths = Paths::from_env()?;
+    paths.prepare_root(&request.name.cluster())?;
     let client_key = keys::installation_key(&paths)?;
     let cluster = paths.prepare(&request.name.cluster())?;
     let client = Client::new(cluster.socket());
@@ -234,6 +237,7 @@ async fn create(
     let record = new_record(request, cluster, choice, image.as_ref(), &host_key)?;
     let half_made = tempfile::Builder::new()
         .prefix(".new-")
+        .permissions(std::fs::Permissions::from_mode(0o700))
         .tempdir_in(cluster.dir())
         .map_err(|e| Error::io("make a directory in", cluster.dir(), e))?;
     let member = MemberPaths::at(half_made.path().to_owned());
