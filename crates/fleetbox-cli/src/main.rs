@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     let code = match outcome {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("fleetbox: {}", error.report());
+            render::complain(&error);
             if wants_own_codes { 255 } else { code_of(&error) }
         }
     };
