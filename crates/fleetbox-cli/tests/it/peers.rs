@@ -96,8 +96,11 @@ fn another_user_cannot_reach_a_holder() {
     let connect = "import socket, sys\n\
                    s = socket.socket(socket.AF_UNIX)\n\
                    s.connect(sys.argv[1])\n\
-                   s.sendall(b'{\"protocol\":1,\"op\":\"status\"}\\n')\n\
-                   print('heard', s.recv(100))\n";
+                   try:\n\
+                   \x20   s.sendall(b'{\"protocol\":1,\"op\":\"status\"}\\n')\n\
+                   \x20   print('heard', s.recv(100))\n\
+                   except (BrokenPipeError, ConnectionResetError):\n\
+                   \x20   print('heard nothing')\n";
     let ask = |uid: u32| -> Ran {
         let mut python = home.program("python3");
         python.args(["-c", connect]).arg(home.socket("web")).uid(uid).gid(uid);
@@ -115,7 +118,8 @@ fn another_user_cannot_reach_a_holder() {
         open(path, 0o755);
     }
     open(&home.socket("web"), 0o777);
-    assert_eq!(ask(65534).ok(), "heard b''\n");
+    let heard = ask(65534).ok();
+    assert!(heard == "heard b''\n" || heard == "heard nothing\n", "{heard}");
 }
 
 #[test]

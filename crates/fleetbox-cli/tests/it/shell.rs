@@ -133,7 +133,7 @@ fn the_shell_is_offered_names_that_exist() {
     assert_eq!(offered(&["fleetbox", "down", "no"]), ["node-1", "node-2", "node"]);
     assert_eq!(offered(&["fleetbox", "cp", "web"]), ["web:/"]);
     assert_eq!(offered(&["fleetbox", "ssh", "x"]), Vec::<String>::new());
-    assert!(offered(&["fleetbox", "ls", "-"]).contains(&"--quiet".to_owned()));
+    assert!(offered(&["fleetbox", "ls", "--"]).contains(&"--quiet".to_owned()));
     assert!(offered(&["fleetbox", "up", "x", "--image", "debian-1"]).len() >= 2);
 
     // A shell really takes the answer.
