@@ -95,7 +95,7 @@ fn what_cannot_be_run_ends_with_255() {
 fn standard_input_goes_to_the_guest_whole_and_ends_there() {
     let home = Home::new();
     home.up("web");
-    let input: Vec<u8> = (0..3_000_000_u32).flat_map(|n| n.to_le_bytes()).take(3 << 20).collect();
+    let input: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).take(3 << 20).collect();
     let ran = run(&mut home.command(["ssh", "web", "--", "cksum"]), &input);
     let here = run(&mut home.program("cksum"), &input);
     assert_eq!(ran.ok(), here.ok());

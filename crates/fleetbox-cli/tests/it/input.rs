@@ -60,9 +60,7 @@ fn control_bytes_in_any_argument_never_reach_the_terminal_raw() {
         vec!["image", "build", evil],
         vec!["cp", evil, "/tmp"],
         vec!["up", evil],
-        vec!["up", "web", "--cpus", evil],
-        vec!["up", "web", "--arch", evil],
-        vec![evil],
+        vec!["port", "web", "7", "--listen", "10.0.0.1:0"],
     ] {
         let ran = home.run(&words);
         assert_ne!(ran.code, 0, "{words:?}");

@@ -5,6 +5,10 @@
     clippy::print_stderr,
     reason = "tests start processes, wait for other processes, and say why they were skipped"
 )]
+#![cfg_attr(
+    not(feature = "unstable-fake"),
+    expect(dead_code, reason = "without the fake backend few tests are left")
+)]
 
 #[cfg(feature = "unstable-fake")]
 mod commands;

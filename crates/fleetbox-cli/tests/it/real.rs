@@ -1,11 +1,11 @@
 //! Real machines by the command: one as an ordinary user, one whose holder is killed.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::Signal;
 
@@ -149,7 +149,7 @@ fn an_ordinary_user_boots_works_stops_boots_again_and_leaves_nothing() {
     assert_eq!(user.ok(&["up", "web"]), printed, "the same address");
     assert_eq!(std::fs::read(&known_hosts).unwrap(), key);
     user.ok(&["ssh", "web", "--", "test $(stat -c %s /var/tmp/file) = 2000000"]);
-    if has_tool("ssh") && has_tool("getent") {
+    if has_tool("ssh") {
         strict_client_gets_in(&user);
     }
 
@@ -167,9 +167,7 @@ fn strict_client_gets_in(user: &Account) {
     let config = user.ok(&["ssh-config", "web"]);
     assert!(config.contains("StrictHostKeyChecking yes"));
     let file = user.home().join("ssh_config");
-    let mut options = std::fs::OpenOptions::new();
-    let mut open = options.create(true).write(true).mode(0o644).open(&file).unwrap();
-    std::io::Write::write_all(&mut open, config.as_bytes()).unwrap();
+    std::fs::write(&file, config).unwrap();
     let file = file.to_str().unwrap();
     let ran = user.run("ssh", &["-F", file, "-o", "BatchMode=yes", "web", "hostname"]);
     assert_eq!(ran.ok(), "web\n");
@@ -211,7 +209,6 @@ fn a_machine_whose_holder_is_killed_boots_again_from_its_disk() {
     assert_eq!(home.ok(["ssh", "web", "--", "sudo cat /root/kept"]), "kept\n");
     let state = home.ok(["ssh", "web", "--", "systemctl is-system-running --wait"]);
     assert_eq!(state, "running\n", "its disk was damaged");
-    until("a process list", Duration::from_secs(1), || !home.processes().is_empty());
     home.ok(["rm", "-f", "web"]);
     home.assert_untouched();
 }
