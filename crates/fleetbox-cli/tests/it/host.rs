@@ -1,7 +1,6 @@
 //! Hosts that lack something: the right code, and a hint that names the fix.
 
 use std::process::Command;
-use std::time::Instant;
 
 use crate::home::Home;
 use crate::process::{FLEETBOX, Ran, has_tool, is_root, possible};
@@ -103,7 +102,7 @@ fn a_full_disk_is_told_and_nothing_half_made_stays() {
 #[test]
 fn a_holder_that_is_none_is_refused_at_once() {
     let home = Home::new();
-    let began = Instant::now();
+    let began = std::time::Instant::now();
     let holder = |path: &str, code: i32, words: &[&str]| {
         with(&home, "FLEETBOX_HOLDER", path, &UP_FAKE).refused(code, words);
         home.assert_untouched();

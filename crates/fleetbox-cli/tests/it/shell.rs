@@ -1,7 +1,6 @@
 //! What surrounds the commands: usage, help, versions, completion, manual pages, the host's check.
 
 use crate::home::Home;
-use crate::process::Ran;
 
 const COMMANDS: &[&str] = &[
     "up",
@@ -126,7 +125,7 @@ fn the_shell_is_offered_names_that_exist() {
             .env("_CLAP_COMPLETE_SPACE", "true")
             .arg("--")
             .args(words);
-        let ran: Ran = command.output().unwrap().into();
+        let ran: crate::process::Ran = command.output().unwrap().into();
         ran.ok().lines().map(|line| line.trim().to_owned()).collect()
     };
     assert_eq!(offered(&["fleetbox", "ssh", "w"]), ["web"]);
@@ -146,7 +145,7 @@ fn the_shell_is_offered_names_that_exist() {
                       printf '%s\\n' \"${COMPREPLY[@]}\"";
         let mut bash = home.program("bash");
         bash.args(["--norc", "-c", script, "bash"]).arg(&code).arg(bin);
-        let ran: Ran = bash.output().unwrap().into();
+        let ran: crate::process::Ran = bash.output().unwrap().into();
         assert_eq!(ran.ok().trim(), "web");
     }
 }
