@@ -36,8 +36,12 @@ fn main() -> ExitCode {
                 return ExitCode::from(70);
             }
         };
-    let wants_own_codes = args.command.has_guest_code();
+    let has_guest_code = args.command.has_guest_code();
     let outcome = runtime.block_on(async {
+        if has_guest_code {
+            // Passes signals on to the guest's command itself.
+            return commands::run(args.command).await;
+        }
         tokio::select! {
             outcome = commands::run(args.command) => outcome,
             () = interrupted() => Ok(130),
@@ -47,7 +51,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             render::complain(&error);
-            if wants_own_codes { 255 } else { code_of(&error) }
+            if has_guest_code { 255 } else { code_of(&error) }
         }
     };
     // Tasks that end a guest's command, or let go of a machine, get a moment; a thread that reads

@@ -347,6 +347,13 @@ impl Error {
     }
 }
 
+/// For callers that use the operating system beside a VM: the kind is [`ErrorKind::Io`].
+impl From<std::io::Error> for Error {
+    fn from(source: std::io::Error) -> Self {
+        Self::new(ErrorKind::Io, "use the operating system").source(source)
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(vm) = &self.inner.vm {

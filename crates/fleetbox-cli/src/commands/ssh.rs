@@ -3,9 +3,9 @@
 
 use std::io;
 
-use fleetbox::{Child, Command, Stdio, Vm};
+use fleetbox::{Child, Command, Signal, Stdio, Vm};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal as UnixSignal, SignalKind, signal};
 
 use crate::args::Ssh;
 use crate::terminal::{self, Raw};
@@ -68,20 +68,23 @@ async fn converse(child: &mut Child) -> Outcome {
     }
     let out = child.stdout.take().map(|s| tokio::spawn(pump(s, tokio::io::stdout(), true)));
     let err = child.stderr.take().map(|s| tokio::spawn(pump(s, tokio::io::stderr(), true)));
-    let mut resized = signal(SignalKind::window_change()).ok();
+    let mut signals = Signals::listen()?;
+    let mut interrupted = false;
     let status = loop {
-        let resize = async {
-            match &mut resized {
-                Some(resized) => resized.recv().await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             status = child.wait() => break status?,
-            _ = resize => {
-                let (columns, rows) = terminal::size();
-                child.resize(columns, rows);
-            }
+            told = signals.next() => match told {
+                Told::Resized => {
+                    let (columns, rows) = terminal::size();
+                    child.resize(columns, rows);
+                }
+                // The first asks the command, as a terminal would; the second does not ask.
+                Told::End if interrupted => break child.kill().await?,
+                Told::End => {
+                    interrupted = true;
+                    child.signal(Signal::Int).await?;
+                }
+            },
         }
     };
     for stream in [out, err].into_iter().flatten() {
@@ -95,6 +98,36 @@ async fn converse(child: &mut Child) -> Outcome {
         }
         (None, None) => 255,
     })
+}
+
+/// What this process was told from outside while a command ran.
+enum Told {
+    Resized,
+    End,
+}
+
+struct Signals {
+    resized: UnixSignal,
+    interrupt: UnixSignal,
+    terminate: UnixSignal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, fleetbox::Error> {
+        Ok(Self {
+            resized: signal(SignalKind::window_change())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.resized.recv() => Told::Resized,
+            _ = self.interrupt.recv() => Told::End,
+            _ = self.terminate.recv() => Told::End,
+        }
+    }
 }
 
 async fn pump(

@@ -52,14 +52,15 @@ impl Client {
     }
 
     pub(crate) async fn boot(&self, plan: BootPlan) -> Result<Booted> {
-        match self.ask(Request::Boot { plan: Box::new(plan) }, REPLY_WAIT).await?.0 {
+        let asked = self.ask(Request::Boot { plan: Box::new(plan) }, REPLY_WAIT).await;
+        match asked.map_err(lost)?.0 {
             Reply::Booted(booted) => Ok(booted),
             other => Err(unexpected(&other)),
         }
     }
 
     pub(crate) async fn detach(&self) -> Result<()> {
-        self.done(Request::Detach, REPLY_WAIT).await
+        self.done(Request::Detach, REPLY_WAIT).await.map_err(lost)
     }
 
     pub(crate) async fn stop(&self, vm: &Name, grace: Duration) -> Result<()> {
@@ -172,6 +173,14 @@ impl Hold {
 fn about(vm: &Name, error: Error) -> Error {
     match error.kind() {
         ErrorKind::NotRunning if error.vm_name().is_none() => Error::not_running(vm.as_str()),
+        _ => error,
+    }
+}
+
+/// Whoever boots or detaches holds the holder: if there is none, it died.
+fn lost(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::NotRunning => died(None),
         _ => error,
     }
 }
