@@ -67,15 +67,7 @@ async fn run(request: StartRequest) -> Result<Launched> {
     let client = Client::new(cluster.socket());
 
     let starter = start_lock(&cluster, &request).await?;
-    let running = match boot_or_join(&paths, &request, &cluster, &client, &mut timings).await {
-        Ok(running) => running,
-        Err(error) => {
-            // A cluster without members is not worth a directory. The start's error is the one to
-            // tell; what could not be removed is seen by the next start.
-            let _ = cleanup::remove_if_empty(&cluster);
-            return Err(error);
-        }
-    };
+    let running = boot_or_join(&paths, &request, &cluster, &client, &mut timings).await?;
     // From here on another start of the same name finds it running and waits with us.
     drop(starter);
 
@@ -173,15 +165,29 @@ async fn hold_or_spawn(cluster: &ClusterPaths, client: &Client, alive: bool) -> 
     spawn::holder(cluster).await
 }
 
+/// The right to create and boot members of a cluster.
+struct Starter<'a> {
+    cluster: &'a ClusterPaths,
+    _lock: Lock,
+}
+
+impl Drop for Starter<'_> {
+    fn drop(&mut self) {
+        // A cluster without members, as a start that failed or was dropped leaves it, is not worth
+        // a directory. What could not be removed is seen by the next start.
+        let _ = cleanup::remove_if_empty(self.cluster);
+    }
+}
+
 /// One starter at a time per cluster: a second start of the same name waits and then joins.
-async fn start_lock(cluster: &ClusterPaths, request: &StartRequest) -> Result<Lock> {
+async fn start_lock<'a>(cluster: &'a ClusterPaths, request: &StartRequest) -> Result<Starter<'a>> {
     let waiting = || {
         request.progress.send(Progress::Note(format!(
             "waiting for another process that works on {}",
             request.name.cluster()
         )));
     };
-    lock::lock(&cluster.lock(), waiting).await
+    Ok(Starter { cluster, _lock: lock::lock(&cluster.lock(), waiting).await? })
 }
 
 /// Options are frozen at creation; an existing VM keeps its own.

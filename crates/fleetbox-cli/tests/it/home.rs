@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::process::{self, FLEETBOX, Ran, until};
+use crate::process::{self, FLEETBOX, Ran};
 
 /// What a user is promised: two seconds after the end of whoever held a machine nothing is left.
 pub(crate) const GONE: Duration = Duration::from_secs(2);
@@ -102,17 +102,30 @@ impl Home {
         }
     }
 
-    /// The directories of clusters, sockets and half-made things that are there.
-    pub(crate) fn clusters(&self) -> Vec<String> {
-        let Ok(entries) = std::fs::read_dir(self.path().join("clusters")) else {
-            return Vec::new();
+    /// The directories of clusters that are there, and what is in them.
+    pub(crate) fn clusters(&self) -> Vec<PathBuf> {
+        let list = |dir: &Path| -> Vec<PathBuf> {
+            let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+            entries.map(|entry| entry.path()).collect()
         };
-        entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+        let clusters = list(&self.path().join("clusters"));
+        let inside: Vec<PathBuf> = clusters.iter().flat_map(|dir| list(dir)).collect();
+        clusters.into_iter().chain(inside).collect()
     }
 
     #[track_caller]
     pub(crate) fn assert_no_cluster_within(&self, limit: Duration) {
-        until("the removal of the clusters' directories", limit, || self.clusters().is_empty());
+        let began = std::time::Instant::now();
+        let mut pause = Duration::from_millis(2);
+        loop {
+            let left = self.clusters();
+            if left.is_empty() {
+                return;
+            }
+            assert!(began.elapsed() < limit, "left: {left:?}");
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
     }
 
     /// Asserts that a request left nothing at all: no process, no VM, no cluster.

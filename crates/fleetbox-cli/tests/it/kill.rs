@@ -206,10 +206,9 @@ fn a_holder_killed_in_the_middle_of_a_boot_is_a_typed_error() {
         let mut child = home.command(["up", "web", "--backend", "fake"]).spawn_quietly();
         // The socket is there before the machine is.
         until("a holder", Duration::from_secs(20), || home.socket("web").exists());
-        if let Ok(stream) = UnixStream::connect(home.socket("web")) {
-            let peer = rustix::net::sockopt::socket_peercred(&stream).unwrap();
-            signal(peer.pid.as_raw_nonzero().get().cast_unsigned(), Signal::KILL);
-        }
+        // Bound it is a moment before it listens.
+        until("a holder that listens", GONE, || UnixStream::connect(home.socket("web")).is_ok());
+        signal(holder(&home, "web"), Signal::KILL);
         let ran = collect(&mut child);
         home.assert_no_process_within(GONE);
         assert!(!home.socket("web").exists());
