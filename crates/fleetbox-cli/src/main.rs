@@ -43,20 +43,23 @@ fn main() -> ExitCode {
             return commands::run(args.command).await;
         }
         tokio::select! {
-            outcome = commands::run(args.command) => outcome,
+            // Listens before any work is done that would have to be undone.
+            biased;
             () = interrupted() => Ok(130),
+            outcome = commands::run(args.command) => outcome,
         }
     });
     let code = match outcome {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("fleetbox: {}", error.report());
+            render::complain(&error);
             if has_guest_code { 255 } else { code_of(&error) }
         }
     };
-    // Tasks that end a guest's command, or let go of a machine, get a moment; a thread that reads
-    // standard input would otherwise keep the process for ever.
-    runtime.shutdown_timeout(std::time::Duration::from_millis(100));
+    // Tasks get a moment to let go of a machine and to remove what is half made, which takes as
+    // long as the step they are in. A thread that reads standard input would never end.
+    let moment = if has_guest_code { 100 } else { 2000 };
+    runtime.shutdown_timeout(std::time::Duration::from_millis(moment));
     ExitCode::from(code)
 }
 

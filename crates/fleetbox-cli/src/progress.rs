@@ -143,8 +143,9 @@ impl Line {
     }
 
     fn say(&self, text: &str) {
+        let text = fleetbox::harmless(text.as_bytes());
         let shown = match &self.bars {
-            Some(bars) => bars.println(text),
+            Some(bars) => bars.println(&text),
             None => writeln!(std::io::stderr(), "{text}"),
         };
         // Nobody reads standard error any more: the work itself goes on.

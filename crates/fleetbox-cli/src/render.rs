@@ -122,9 +122,9 @@ pub(crate) fn checks_json(checks: &[Check]) -> io::Result<()> {
     json(&rows)
 }
 
-/// Reports an error of one of several things and goes on.
+/// Reports an error. Paths and what a guest or a server said may hold anything.
 pub(crate) fn complain(error: &Error) {
-    eprintln!("fleetbox: {}", error.report());
+    eprintln!("fleetbox: {}", fleetbox::harmless(error.report().as_bytes()));
 }
 
 /// Reports an error of this process's own streams.

@@ -236,12 +236,21 @@ impl Error {
                 Self::new(ErrorKind::NoSpace, message)
                     .hint("free some space, `fleetbox image rm` what is not needed, or point FLEETBOX_HOME at a larger disk")
             }
+            std::io::ErrorKind::ReadOnlyFilesystem => Self::new(ErrorKind::StateRoot, message)
+                .hint("set FLEETBOX_HOME to a directory you can write to"),
             std::io::ErrorKind::PermissionDenied => {
                 Self::new(ErrorKind::Io, message).hint("check who owns the path and its mode")
             }
             _ => Self::new(ErrorKind::Io, message),
         };
         error.source(source)
+    }
+
+    /// Something was asked of a VM that does not run.
+    pub(crate) fn not_running(vm: &str) -> Self {
+        Self::new(ErrorKind::NotRunning, "act: it is not running")
+            .vm(vm)
+            .hint(format!("start it: `fleetbox up {vm}`"))
     }
 
     #[must_use]

@@ -4,6 +4,7 @@
 mod ready;
 mod spawn;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -58,21 +59,15 @@ pub(crate) async fn start(request: StartRequest) -> Result<Launched> {
 async fn run(request: StartRequest) -> Result<Launched> {
     let mut timings = Timings::start();
     request.spec.check()?;
+    ready::limit(request.timeout, Accel::Tcg)?;
     let paths = Paths::from_env()?;
+    paths.prepare_root(&request.name.cluster())?;
     let client_key = keys::installation_key(&paths)?;
     let cluster = paths.prepare(&request.name.cluster())?;
     let client = Client::new(cluster.socket());
 
     let starter = start_lock(&cluster, &request).await?;
-    let running = match boot_or_join(&paths, &request, &cluster, &client, &mut timings).await {
-        Ok(running) => running,
-        Err(error) => {
-            // A cluster without members is not worth a directory. The start's error is the one to
-            // tell; what could not be removed is seen by the next start.
-            let _ = cleanup::remove_if_empty(&cluster);
-            return Err(error);
-        }
-    };
+    let running = boot_or_join(&paths, &request, &cluster, &client, &mut timings).await?;
     // From here on another start of the same name finds it running and waits with us.
     drop(starter);
 
@@ -170,15 +165,29 @@ async fn hold_or_spawn(cluster: &ClusterPaths, client: &Client, alive: bool) -> 
     spawn::holder(cluster).await
 }
 
+/// The right to create and boot members of a cluster.
+struct Starter<'a> {
+    cluster: &'a ClusterPaths,
+    _lock: Lock,
+}
+
+impl Drop for Starter<'_> {
+    fn drop(&mut self) {
+        // A cluster without members, as a start that failed or was dropped leaves it, is not worth
+        // a directory. What could not be removed is seen by the next start.
+        let _ = cleanup::remove_if_empty(self.cluster);
+    }
+}
+
 /// One starter at a time per cluster: a second start of the same name waits and then joins.
-async fn start_lock(cluster: &ClusterPaths, request: &StartRequest) -> Result<Lock> {
+async fn start_lock<'a>(cluster: &'a ClusterPaths, request: &StartRequest) -> Result<Starter<'a>> {
     let waiting = || {
         request.progress.send(Progress::Note(format!(
             "waiting for another process that works on {}",
             request.name.cluster()
         )));
     };
-    lock::lock(&cluster.lock(), waiting).await
+    Ok(Starter { cluster, _lock: lock::lock(&cluster.lock(), waiting).await? })
 }
 
 /// Options are frozen at creation; an existing VM keeps its own.
@@ -234,6 +243,7 @@ async fn create(
     let record = new_record(request, cluster, choice, image.as_ref(), &host_key)?;
     let half_made = tempfile::Builder::new()
         .prefix(".new-")
+        .permissions(std::fs::Permissions::from_mode(0o700))
         .tempdir_in(cluster.dir())
         .map_err(|e| Error::io("make a directory in", cluster.dir(), e))?;
     let member = MemberPaths::at(half_made.path().to_owned());

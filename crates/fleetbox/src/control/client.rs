@@ -32,11 +32,12 @@ impl Client {
         Self { socket }
     }
 
-    /// Whether a holder answers at all; `None` if there is none.
+    /// Whether a holder answers at all; `None` if there is none, or one that just ends and so hangs
+    /// up.
     pub(crate) async fn find(&self) -> Result<Option<HolderStatus>> {
         match self.status().await {
             Ok(status) => Ok(Some(status)),
-            Err(e) if e.kind() == ErrorKind::NotRunning => Ok(None),
+            Err(e) if matches!(e.kind(), ErrorKind::NotRunning | ErrorKind::HolderDied) => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -51,14 +52,15 @@ impl Client {
     }
 
     pub(crate) async fn boot(&self, plan: BootPlan) -> Result<Booted> {
-        match self.ask(Request::Boot { plan: Box::new(plan) }, REPLY_WAIT).await?.0 {
+        let asked = self.ask(Request::Boot { plan: Box::new(plan) }, REPLY_WAIT).await;
+        match asked.map_err(lost)?.0 {
             Reply::Booted(booted) => Ok(booted),
             other => Err(unexpected(&other)),
         }
     }
 
     pub(crate) async fn detach(&self) -> Result<()> {
-        self.done(Request::Detach, REPLY_WAIT).await
+        self.done(Request::Detach, REPLY_WAIT).await.map_err(lost)
     }
 
     pub(crate) async fn stop(&self, vm: &Name, grace: Duration) -> Result<()> {
@@ -80,7 +82,8 @@ impl Client {
 
     /// A socket connected to the guest's port from inside the cluster's network.
     pub(crate) async fn connect(&self, vm: &Name, port: u16) -> Result<OwnedFd> {
-        match self.ask(Request::Connect { vm: vm.clone(), port }, REPLY_WAIT).await? {
+        let asked = self.ask(Request::Connect { vm: vm.clone(), port }, REPLY_WAIT).await;
+        match asked.map_err(|e| about(vm, e))? {
             (Reply::Connected, Some(fd)) => Ok(fd),
             (other, _) => Err(unexpected(&other)),
         }
@@ -93,7 +96,7 @@ impl Client {
         listen: SocketAddr,
     ) -> Result<SocketAddr> {
         let request = Request::Forward { vm: vm.clone(), port, listen };
-        match self.ask(request, REPLY_WAIT).await?.0 {
+        match self.ask(request, REPLY_WAIT).await.map_err(|e| about(vm, e))?.0 {
             Reply::Forwarded { address } => Ok(address),
             other => Err(unexpected(&other)),
         }
@@ -163,6 +166,22 @@ impl Hold {
             Ok(None) => Err(died(None)),
             Err(e) => Err(died(Some(e))),
         }
+    }
+}
+
+/// Where no holder is, a VM does not run, which says more.
+fn about(vm: &Name, error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::NotRunning if error.vm_name().is_none() => Error::not_running(vm.as_str()),
+        _ => error,
+    }
+}
+
+/// Whoever boots or detaches holds the holder: if there is none, it died.
+fn lost(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::NotRunning => died(None),
+        _ => error,
     }
 }
 

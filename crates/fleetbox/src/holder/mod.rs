@@ -83,27 +83,38 @@ fn opening(control: &mut UnixStream) -> Result<ClusterPaths> {
     };
     let line = read(control)
         .map_err(|e| Error::new(ErrorKind::HolderUnavailable, "hear from the spawner").source(e))?;
-    match serde_json::from_slice::<Envelope>(&line) {
-        Ok(Envelope { protocol: PROTOCOL, request: Request::Open { dir }, .. }) => {
-            Ok(ClusterPaths::at(dir))
-        }
-        Ok(envelope) => Err(other_protocol(&envelope)),
-        Err(e) => Err(Error::new(ErrorKind::ProtocolMismatch, "understand the spawner")
-            .hint(
-                "FLEETBOX_HOLDER or the fleetbox on PATH is of another release; use matching ones",
-            )
-            .source(e)),
+    let said = serde_json::from_slice(&line).map_err(not_understood)?;
+    match envelope(said)?.request {
+        Request::Open { dir, .. } => Ok(ClusterPaths::at(dir)),
+        other => Err(Error::new(ErrorKind::Internal, format!("begin with {other:?}"))),
     }
 }
 
+/// A request, once its protocol is known to be ours: one of another release may have any form.
+fn envelope(said: serde_json::Value) -> Result<Envelope> {
+    let protocol = said["protocol"].as_u64();
+    if let Some(protocol) = protocol.filter(|protocol| *protocol != u64::from(PROTOCOL)) {
+        return Err(other_protocol(
+            protocol,
+            said["version"].as_str().unwrap_or("of another release"),
+        ));
+    }
+    serde_json::from_value(said).map_err(not_understood)
+}
+
+fn not_understood(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    let version = env!("CARGO_PKG_VERSION");
+    Error::new(ErrorKind::ProtocolMismatch, "understand the request")
+        .hint(format!("use fleetbox {version}, which this holder is; check FLEETBOX_HOLDER and the fleetbox on PATH"))
+        .source(source)
+}
+
 /// The refusal for a peer of another protocol version.
-fn other_protocol(envelope: &Envelope) -> Error {
+fn other_protocol(protocol: u64, version: &str) -> Error {
     Error::new(
         ErrorKind::ProtocolMismatch,
         format!(
-            "serve a caller that speaks protocol {} (fleetbox {}): this holder speaks {PROTOCOL} (fleetbox {})",
-            envelope.protocol,
-            envelope.version,
+            "serve a caller that speaks protocol {protocol} (fleetbox {version}): this holder speaks {PROTOCOL} (fleetbox {})",
             env!("CARGO_PKG_VERSION"),
         ),
     )
@@ -128,21 +139,29 @@ fn namespaces() -> Result<()> {
 
 /// What to do when the kernel or a policy forbids user namespaces (`user_namespaces(7)`).
 fn no_namespace(failed: &StepError) -> Error {
-    let hint = match failed.source.raw_os_error() {
-        Some(libc::ENOSPC) => "raise the limit: `sudo sysctl user.max_user_namespaces=15000`",
-        Some(libc::EPERM | libc::EACCES) => {
+    let error = Error::new(ErrorKind::HostUnsupported, failed.step);
+    match failed.source.raw_os_error() {
+        // What it says for a disk would mislead here.
+        Some(libc::ENOSPC) => {
+            let limit = match failed.step {
+                namespace::MAKE_PID => "user.max_pid_namespaces",
+                _ => "user.max_user_namespaces",
+            };
+            return error
+                .hint(format!("raise the limit: `sudo sysctl {limit}=15000`"))
+                .source(io::Error::other(format!("the limit {limit} is reached")));
+        }
+        Some(libc::EPERM | libc::EACCES) => error.hint(
             "allow user namespaces: on Ubuntu 24.04 and later `sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`, \
-             on older Debian `sudo sysctl kernel.unprivileged_userns_clone=1`, in Docker `--security-opt seccomp=unconfined`; or run as root"
-        }
+             on older Debian `sudo sysctl kernel.unprivileged_userns_clone=1`, in Docker `--security-opt seccomp=unconfined`; or run as root",
+        ),
         Some(libc::EINVAL | libc::ENOSYS) => {
-            "use a kernel with user, pid and network namespaces, or run as root"
+            error.hint("use a kernel with user, pid and network namespaces, or run as root")
         }
-        _ => "run `fleetbox doctor` to see what this host lacks",
-    };
-    Error::new(ErrorKind::HostUnsupported, failed.step)
-        .hint(hint)
-        .source(io::Error::from(failed.source.kind()))
-        .detail(failed.source.to_string())
+        _ => error.hint("run `fleetbox doctor` to see what this host lacks"),
+    }
+    .source(io::Error::from(failed.source.kind()))
+    .detail(failed.source.to_string())
 }
 
 fn refuse(control: &mut UnixStream, error: &Error) {

@@ -11,9 +11,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Ready;
 use super::state::State;
-use crate::control::PROTOCOL;
 use crate::control::frame::Frames;
-use crate::control::message::{Envelope, Reply, Request, WireError};
+use crate::control::message::{Reply, Request, WireError};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Listeners, Names};
 use crate::store::paths::ClusterPaths;
@@ -45,8 +44,9 @@ pub(super) async fn serve(
     let mut life = state.life();
     let mut terminate = signal(SignalKind::terminate()).map_err(internal)?;
     // The spawner's connection holds from the start.
-    let holding = state.hold();
-    tokio::spawn(hold_connection(opener, state.clone(), holding));
+    if let Some(holding) = state.hold() {
+        tokio::spawn(hold_connection(opener, state.clone(), holding));
+    }
     tracing::info!("holds {}", dir.dir().display());
     loop {
         tokio::select! {
@@ -64,7 +64,8 @@ pub(super) async fn serve(
         }
     }
     tracing::info!("ends");
-    // No new caller finds us from here on.
+    // No new caller finds us from here on, and one that just did cannot hold us any more.
+    state.close();
     drop(listener);
     drop(std::fs::remove_file(dir.socket()));
     state.kill_all().await;
@@ -106,25 +107,23 @@ async fn connection(mut frames: Frames, state: Arc<State>) {
     if frames.peer_uid().ok() != Some(own) {
         return;
     }
-    let envelope = match tokio::time::timeout(REQUEST_WAIT, frames.receive::<Envelope>()).await {
-        Ok(Ok(Some(envelope))) => envelope,
-        Ok(Err(e)) => {
-            let error = Error::new(ErrorKind::ProtocolMismatch, "understand the request")
-                .hint(format!("use fleetbox {}, which this holder is", env!("CARGO_PKG_VERSION")))
-                .source(e);
+    let said = match tokio::time::timeout(REQUEST_WAIT, frames.receive()).await {
+        Ok(Ok(Some(said))) => super::envelope(said),
+        Ok(Err(e)) => Err(super::not_understood(e)),
+        Ok(Ok(None)) | Err(_) => return,
+    };
+    let envelope = match said {
+        Ok(envelope) => envelope,
+        Err(error) => {
             drop(frames.send(&Reply::Error(WireError::from(&error)), None).await);
             return;
         }
-        Ok(Ok(None)) | Err(_) => return,
     };
-    if envelope.protocol != PROTOCOL {
-        let error = super::other_protocol(&envelope);
-        drop(frames.send(&Reply::Error(WireError::from(&error)), None).await);
-        return;
-    }
     if matches!(envelope.request, Request::Hold) {
-        let holding = state.hold();
-        hold_connection(frames, state, holding).await;
+        // Hanging up says that we end.
+        if let Some(holding) = state.hold() {
+            hold_connection(frames, state, holding).await;
+        }
         return;
     }
     let (reply, fd) = match answer(envelope.request, &state).await {

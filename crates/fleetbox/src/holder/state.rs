@@ -101,9 +101,15 @@ impl State {
         self.events.subscribe()
     }
 
-    pub(super) fn hold(self: &Arc<Self>) -> Holding {
-        self.life.send_modify(|life| life.holds += 1);
-        Holding(self.clone())
+    /// Keeps the holder alive, unless it is ending already.
+    pub(super) fn hold(self: &Arc<Self>) -> Option<Holding> {
+        let held = self.life.send_if_modified(|life| {
+            if !life.closing {
+                life.holds += 1;
+            }
+            !life.closing
+        });
+        held.then(|| Holding(self.clone()))
     }
 
     pub(super) fn detach(&self) {
@@ -210,8 +216,8 @@ impl State {
             Some(Phase::Booting) => Err(Error::new(ErrorKind::Conflict, "act: it is being booted")
                 .vm(vm.as_str())
                 .hint("wait for the start to end")),
-            Some(Phase::Ended(why)) => Err(not_running(vm).detail(why.clone())),
-            None => Err(not_running(vm)),
+            Some(Phase::Ended(why)) => Err(Error::not_running(vm.as_str()).detail(why.clone())),
+            None => Err(Error::not_running(vm.as_str())),
         }
     }
 
@@ -280,7 +286,7 @@ impl State {
         self.machine(vm)?;
         match self.lock().members.get(vm) {
             Some(member) => Ok(SocketAddrV4::new(member.plan.address, port)),
-            None => Err(not_running(vm)),
+            None => Err(Error::not_running(vm.as_str())),
         }
     }
 
@@ -372,12 +378,6 @@ async fn relay_all(listener: TcpListener, network: Network, to: SocketAddrV4) {
             }
         });
     }
-}
-
-fn not_running(vm: &Name) -> Error {
-    Error::new(ErrorKind::NotRunning, "act: it is not running")
-        .vm(vm.as_str())
-        .hint(format!("start it: `fleetbox up {vm}`"))
 }
 
 fn unreachable_port(vm: &Name, port: u16, source: std::io::Error) -> Error {

@@ -96,8 +96,9 @@ async fn log_in(session: &Session) -> Result<()> {
             Ok(()) => return Ok(()),
             // Another machine answers, or somebody is in between: waiting cannot help.
             Err(e) if e.kind() == ErrorKind::HostKeyMismatch => return Err(e),
-            Err(e) if e.kind() == ErrorKind::NotRunning => {
-                let why = e.detail_text().unwrap_or("it is not running");
+            // Without a reason there is no holder any more, which its own connection tells.
+            Err(e) if e.kind() == ErrorKind::NotRunning && e.detail_text().is_some() => {
+                let why = e.detail_text().unwrap_or_default();
                 return Err(Error::new(ErrorKind::BootFailed, format!("come up: {why}")));
             }
             Err(e) => tracing::debug!("not yet: {}", e.report()),

@@ -73,12 +73,17 @@ impl Paths {
         ClusterPaths { dir: self.clusters().join(cluster) }
     }
 
-    /// Makes the state root, for its owner only, and checks that it can be written and that the
-    /// sockets of `cluster` will fit.
+    /// Checks that the sockets of `cluster` will fit and makes the state root, for its owner only.
+    pub(crate) fn prepare_root(&self, cluster: &Name) -> Result<()> {
+        self.cluster(cluster).check_sockets(&self.root)?;
+        make_private_dir(&self.root)
+    }
+
+    /// [`Paths::prepare_root`], and the directory of `cluster`.
     pub(crate) fn prepare(&self, cluster: &Name) -> Result<ClusterPaths> {
+        self.prepare_root(cluster)?;
         let paths = self.cluster(cluster);
-        paths.check_sockets(&self.root)?;
-        for dir in [&self.root, &self.clusters(), paths.dir()] {
+        for dir in [&self.clusters(), paths.dir()] {
             make_private_dir(dir)?;
         }
         Ok(paths)

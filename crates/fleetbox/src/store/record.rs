@@ -77,7 +77,10 @@ impl VmRecord {
         };
         let damaged = |e: serde_json::Error| {
             Error::new(ErrorKind::StateRoot, format!("read the record {}", path.display()))
-                .hint("it was changed by hand or by a newer release; `fleetbox rm` removes the VM")
+                .hint(format!(
+                    "it was changed by hand or by a newer release; to give the VM up, delete {}",
+                    dir.display()
+                ))
                 .source(e)
         };
         let record: Self = serde_json::from_slice(&bytes).map_err(damaged)?;

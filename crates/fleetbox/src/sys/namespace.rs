@@ -16,6 +16,10 @@ pub(crate) enum Tier {
     Root,
 }
 
+/// The steps that may meet a limit of the host.
+pub(crate) const MAKE_USER: &str = "make a user namespace";
+pub(crate) const MAKE_PID: &str = "make a pid namespace";
+
 /// A step that failed, in words a user can act on.
 #[derive(Debug)]
 pub(crate) struct StepError {
@@ -44,8 +48,8 @@ pub(crate) fn enter(tier: Tier) -> Result<(), StepError> {
     let unshared = unsafe { unshare_unsafe(flags) };
     step(
         match tier {
-            Tier::User => "make a user namespace",
-            Tier::Root => "make a pid namespace",
+            Tier::User => MAKE_USER,
+            Tier::Root => MAKE_PID,
         },
         unshared.map_err(io::Error::from),
     )?;
