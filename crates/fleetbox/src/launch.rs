@@ -120,15 +120,21 @@ async fn boot_or_join(
 
     let choice = choose(request, known.as_ref())?;
     let is_new = known.is_none();
-    let (record, boot_files) = match known {
-        Some(record) => existing(paths, request, record, &choice).await?,
-        None => create(paths, request, cluster, &choice).await?,
-    };
+    let image = image(paths, request, known.as_ref(), &choice).await?;
     request.progress.begin(Stage::Prepare);
     timings.enter(Stage::Prepare);
-    let plan = boot_plan(&record, &member, &choice, boot_files.as_ref());
+    let make = async {
+        match known {
+            Some(record) => Ok(record),
+            None => create(paths, request, cluster, &choice, image.as_ref()),
+        }
+    };
+    // The holder sets itself up while the files are written.
+    let (held, made) = tokio::join!(biased; hold_or_spawn(cluster, client, alive.is_some()), make);
+    let record = made?;
+    let plan = boot_plan(&record, &member, &choice, image.as_ref());
     let booted = async {
-        let mut hold = hold_or_spawn(cluster, client, alive.is_some()).await?;
+        let mut hold = held?;
         let accel = boot_until_alive(request, client, &mut hold, plan, timings).await?;
         Ok((hold, accel))
     };
@@ -200,47 +206,52 @@ fn ignore_options(request: &StartRequest, record: &VmRecord) {
     }
 }
 
-async fn existing(
+/// An image and what boots it.
+type Bootable = (CachedImage, BootFiles);
+
+/// The VM's image: of an existing VM the one its disk lies on, else the one asked for. The fake
+/// backend reads nothing of an image.
+async fn image(
     paths: &Paths,
     request: &StartRequest,
-    record: VmRecord,
+    known: Option<&VmRecord>,
     choice: &Choice,
-) -> Result<(VmRecord, Option<BootFiles>)> {
-    ignore_options(request, &record);
-    if choice.backend == Backend::Fake {
-        return Ok((record, None));
+) -> Result<Option<Bootable>> {
+    if let Some(record) = known {
+        ignore_options(request, record);
     }
-    record.check_image()?;
-    let image = CachedImage {
-        reference: record.spec.image.clone(),
-        path: record.image_path.clone(),
-        digest: record.image_digest.clone(),
-        size_bytes: record.image_stamp.size_bytes,
-        arch: record.spec.arch,
+    if choice.backend == Backend::Fake {
+        return Ok(None);
+    }
+    let progress = &request.progress;
+    let image = match known {
+        Some(record) => {
+            record.check_image()?;
+            CachedImage {
+                reference: record.spec.image.clone(),
+                path: record.image_path.clone(),
+                digest: record.image_digest.clone(),
+                size_bytes: record.image_stamp.size_bytes,
+                arch: record.spec.arch,
+            }
+        }
+        None => images::resolve(paths, &request.spec.image, request.spec.arch, progress).await?,
     };
-    let boot_files = kernel::extract(paths, &image, &request.progress).await?;
-    Ok((record, Some(boot_files)))
+    let boot_files = kernel::extract(paths, &image, progress).await?;
+    Ok(Some((image, boot_files)))
 }
 
 /// Makes the VM's directory, whole or not at all.
-async fn create(
+fn create(
     paths: &Paths,
     request: &StartRequest,
     cluster: &ClusterPaths,
     choice: &Choice,
-) -> Result<(VmRecord, Option<BootFiles>)> {
-    let (image, boot_files) = match choice.backend {
-        // Nothing of an image is ever read there.
-        Backend::Fake => (None, None),
-        Backend::Qemu => {
-            let (spec, progress) = (&request.spec, &request.progress);
-            let image = images::resolve(paths, &spec.image, spec.arch, progress).await?;
-            let boot_files = kernel::extract(paths, &image, progress).await?;
-            (Some(image), Some(boot_files))
-        }
-    };
+    image: Option<&Bootable>,
+) -> Result<VmRecord> {
     let host_key = KeyPair::generate(request.name.as_str())?;
-    let record = new_record(request, cluster, choice, image.as_ref(), &host_key)?;
+    let image = image.map(|(image, _)| image);
+    let record = new_record(request, cluster, choice, image, &host_key)?;
     let half_made = tempfile::Builder::new()
         .prefix(".new-")
         .permissions(std::fs::Permissions::from_mode(0o700))
@@ -248,7 +259,7 @@ async fn create(
         .map_err(|e| Error::io("make a directory in", cluster.dir(), e))?;
     let member = MemberPaths::at(half_made.path().to_owned());
     let client_key = keys::installation_key(paths)?;
-    if let Some(image) = &image {
+    if let Some(image) = image {
         let size_bytes = u64::from(record.spec.disk_gib) << 30;
         disk::create_overlay(&member.disk(), &image.path, size_bytes)?;
     }
@@ -260,7 +271,7 @@ async fn create(
         .map_err(|e| Error::io("make", target.dir(), e))?;
     // It is no longer there under its temporary name.
     drop(half_made.keep());
-    Ok((record, boot_files))
+    Ok(record)
 }
 
 fn new_record(
@@ -343,10 +354,10 @@ fn boot_plan(
     record: &VmRecord,
     member: &MemberPaths,
     choice: &Choice,
-    boot_files: Option<&BootFiles>,
+    image: Option<&Bootable>,
 ) -> BootPlan {
-    let (kernel, initrd, image_cmdline) = match boot_files {
-        Some(files) => (files.kernel.clone(), files.initrd.clone(), files.cmdline.as_str()),
+    let (kernel, initrd, image_cmdline) = match image {
+        Some((_, files)) => (files.kernel.clone(), files.initrd.clone(), files.cmdline.as_str()),
         None => (PathBuf::new(), None, ""),
     };
     let console = match record.spec.arch {

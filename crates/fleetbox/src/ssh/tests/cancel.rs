@@ -38,7 +38,7 @@ async fn a_dropped_future_ends_the_command(lab: &Lab) {
     lab.written("pid").await;
     running.abort();
     lab.gone("pid").await;
-    assert_eq!(lab.ssh("echo on").await, "on\n");
+    assert_eq!(lab.ssh("echo on").await, "on");
 }
 
 async fn a_dropped_child_ends_the_command(lab: &Lab) {

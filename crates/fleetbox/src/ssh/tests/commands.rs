@@ -31,7 +31,7 @@ async fn output_keeps_the_streams_apart(lab: &Lab) {
     let output = lab.shell("echo out; echo err >&2").output().await.unwrap();
     assert_eq!((output.stdout_text(), output.stderr_text()), ("out".into(), "err".into()));
     assert!(output.status.success());
-    assert_eq!(lab.ssh("printf 'a b\n'").await, "a b\n");
+    assert_eq!(lab.ssh("printf 'a b\n'").await, "a b");
     let big = lab.shell("head -c 5000000 /dev/zero").output().await.unwrap();
     assert_eq!(big.stdout.len(), 5_000_000);
 }
@@ -193,7 +193,7 @@ async fn a_slow_reader_holds_up_nobody(lab: &Lab) {
     while last != count() {
         last = count();
         for _ in 0..20 {
-            assert_eq!(lab.ssh("echo alive").await, "alive\n");
+            assert_eq!(lab.ssh("echo alive").await, "alive");
         }
         lab.ssh("sleep 0.3").await;
     }

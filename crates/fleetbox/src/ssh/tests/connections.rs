@@ -60,7 +60,7 @@ async fn a_lost_connection_is_replaced(lab: &Lab) {
     let child = lab.command("true").spawn().await.unwrap();
     child.wait_with_output().await.unwrap();
     lab.cut();
-    assert_eq!(lab.ssh("echo again").await, "again\n");
+    assert_eq!(lab.ssh("echo again").await, "again");
     let child = lab.command("true").spawn().await.unwrap();
     assert!(child.wait_with_output().await.unwrap().status.success());
 }
@@ -96,7 +96,7 @@ async fn reset_cuts_off_and_connects_anew(lab: &Lab) {
     assert_eq!(running.await.unwrap().unwrap_err().kind(), ErrorKind::ConnectionLost);
     let error = child.unwrap().wait().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionLost);
-    assert_eq!(lab.ssh("echo new").await, "new\n");
+    assert_eq!(lab.ssh("echo new").await, "new");
 }
 
 async fn a_closed_session_stays_closed(lab: &Lab) {

@@ -266,7 +266,7 @@ async fn a_dropped_copy_ends_both_sides(lab: &Lab) {
         lab.until(|| (temporary(&dir) == 0).then_some(())).await;
         assert!(!dir.join("big").exists());
     }
-    assert_eq!(lab.ssh("echo on").await, "on\n");
+    assert_eq!(lab.ssh("echo on").await, "on");
 }
 
 async fn large_files(lab: &Lab) {
