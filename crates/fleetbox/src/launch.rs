@@ -81,7 +81,7 @@ async fn run(request: StartRequest) -> Result<Launched> {
     };
     ready::wait(guest, &mut hold, &request.progress, &mut timings).await?;
     if request.detached {
-        client.detach().await?;
+        client.detach(&record.name).await?;
     }
     request.progress.send(Progress::Ready);
     timings.finish();
@@ -113,7 +113,7 @@ async fn boot_or_join(
     let running = alive.iter().flat_map(|s| &s.members).any(|m| m.vm == request.name && m.running);
     if running && let Some(record) = known {
         ignore_options(request, &record);
-        let hold = client.hold().await?;
+        let hold = client.hold(&request.name).await?;
         timings.enter(Stage::Ssh);
         return Ok(Running { record, hold, accel: Accel::Tcg });
     }
@@ -130,7 +130,8 @@ async fn boot_or_join(
         }
     };
     // The holder sets itself up while the files are written.
-    let (held, made) = tokio::join!(biased; hold_or_spawn(cluster, client, alive.is_some()), make);
+    let (held, made) =
+        tokio::join!(biased; hold_or_spawn(cluster, client, &request.name, alive.is_some()), make);
     let record = made?;
     let plan = boot_plan(&record, &member, &choice, image.as_ref());
     let booted = async {
@@ -161,14 +162,21 @@ fn choose(request: &StartRequest, known: Option<&VmRecord>) -> Result<Choice> {
 }
 
 /// Holds the living holder; one that ended since it was seen is replaced.
-async fn hold_or_spawn(cluster: &ClusterPaths, client: &Client, alive: bool) -> Result<Hold> {
+async fn hold_or_spawn(
+    cluster: &ClusterPaths,
+    client: &Client,
+    vm: &Name,
+    alive: bool,
+) -> Result<Hold> {
     if alive {
-        match client.hold().await {
+        match client.hold(vm).await {
             Err(e) if matches!(e.kind(), ErrorKind::NotRunning | ErrorKind::HolderDied) => {}
             held => return held,
         }
     }
-    spawn::holder(cluster).await
+    // The spawner's own connection holds the holder alone, and only until the VM is held.
+    let _holder = spawn::holder(cluster).await?;
+    client.hold(vm).await
 }
 
 /// The right to create and boot members of a cluster.

@@ -59,8 +59,8 @@ impl Client {
         }
     }
 
-    pub(crate) async fn detach(&self) -> Result<()> {
-        self.done(Request::Detach, REPLY_WAIT).await.map_err(lost)
+    pub(crate) async fn detach(&self, vm: &Name) -> Result<()> {
+        self.done(Request::Detach { vm: vm.clone() }, REPLY_WAIT).await.map_err(lost)
     }
 
     pub(crate) async fn stop(&self, vm: &Name, grace: Duration) -> Result<()> {
@@ -102,13 +102,16 @@ impl Client {
         }
     }
 
-    /// Keeps the holder alive for as long as the returned [`Hold`] lives.
-    pub(crate) async fn hold(&self) -> Result<Hold> {
+    /// Keeps the holder and the member alive for as long as the returned [`Hold`] lives; the member
+    /// need not be booted yet.
+    pub(crate) async fn hold(&self, vm: &Name) -> Result<Hold> {
         let mut frames = self.dial().await?;
-        exchange(&mut frames, Request::Hold, &self.socket).await.and_then(|reply| match reply {
-            Reply::Done => Ok(()),
-            other => Err(unexpected(&other)),
-        })?;
+        exchange(&mut frames, Request::Hold { vm: Some(vm.clone()) }, &self.socket)
+            .await
+            .and_then(|reply| match reply {
+                Reply::Done => Ok(()),
+                other => Err(unexpected(&other)),
+            })?;
         Ok(Hold { frames })
     }
 

@@ -28,10 +28,16 @@ pub(crate) enum Request {
     Open {
         dir: PathBuf,
     },
-    /// Keeps the holder alive while the connection is open, and carries its events.
-    Hold,
-    /// The holder stays when nobody holds it any more.
-    Detach,
+    /// Keeps the holder alive while the connection is open, and the member if one is named; carries
+    /// events.
+    Hold {
+        #[serde(default)]
+        vm: Option<Name>,
+    },
+    /// The member runs on when nobody holds it any more.
+    Detach {
+        vm: Name,
+    },
     Boot {
         plan: Box<BootPlan>,
     },
@@ -85,7 +91,6 @@ pub(crate) struct HolderStatus {
     /// connection's credentials.
     #[serde(skip)]
     pub pid: Option<u32>,
-    pub detached: bool,
     pub members: Vec<MemberStatus>,
 }
 
@@ -170,6 +175,8 @@ mod tests {
     fn old_samples_still_read() {
         for sample in [
             r#"{"protocol":1,"version":"0.1.0","op":"hold"}"#,
+            r#"{"protocol":1,"op":"hold","vm":"web"}"#,
+            r#"{"protocol":1,"op":"detach","vm":"web"}"#,
             r#"{"protocol":1,"op":"status"}"#,
             r#"{"protocol":1,"op":"stop","vm":"web","grace_ms":15000}"#,
             r#"{"protocol":1,"op":"connect","vm":"web-1","port":22}"#,
@@ -179,7 +186,7 @@ mod tests {
             assert_eq!(envelope.protocol, 1);
         }
         let reply: Reply = serde_json::from_str(
-            r#"{"status":{"version":"0.1.0","detached":true,"members":[{"vm":"web","running":true,"address":"10.9.0.10"}]}}"#,
+            r#"{"status":{"version":"0.1.0","members":[{"vm":"web","running":true,"address":"10.9.0.10"}]}}"#,
         )
         .unwrap();
         assert!(matches!(reply, Reply::Status(s) if s.members[0].running));

@@ -44,7 +44,7 @@ pub(super) async fn serve(
     let mut life = state.life();
     let mut terminate = signal(SignalKind::terminate()).map_err(internal)?;
     // The spawner's connection holds from the start.
-    if let Some(holding) = state.hold() {
+    if let Some(holding) = state.hold(None) {
         tokio::spawn(hold_connection(opener, state.clone(), holding));
     }
     tracing::info!("holds {}", dir.dir().display());
@@ -119,9 +119,9 @@ async fn connection(mut frames: Frames, state: Arc<State>) {
             return;
         }
     };
-    if matches!(envelope.request, Request::Hold) {
+    if let Request::Hold { vm } = envelope.request {
         // Hanging up says that we end.
-        if let Some(holding) = state.hold() {
+        if let Some(holding) = state.hold(vm) {
             hold_connection(frames, state, holding).await;
         }
         return;
@@ -140,11 +140,11 @@ async fn answer(
     state: &Arc<State>,
 ) -> Result<(Reply, Option<std::os::fd::OwnedFd>)> {
     let reply = match request {
-        Request::Open { .. } | Request::Hold => {
+        Request::Open { .. } | Request::Hold { .. } => {
             return Err(Error::new(ErrorKind::ProtocolMismatch, "open a holder twice"));
         }
-        Request::Detach => {
-            state.detach();
+        Request::Detach { vm } => {
+            state.detach(&vm)?;
             Reply::Done
         }
         Request::Boot { plan } => Reply::Booted(state.boot(*plan).await?),

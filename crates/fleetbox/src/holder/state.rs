@@ -37,12 +37,16 @@ pub(super) struct State {
 #[derive(Default)]
 struct Inner {
     members: BTreeMap<Name, Member>,
+    /// How many hold each member; it may be held before it is booted.
+    holds: BTreeMap<Name, usize>,
     next_tap: u32,
 }
 
 struct Member {
     plan: BootPlan,
     phase: Phase,
+    /// It runs on when nobody holds it any more.
+    detached: bool,
     forwards: BTreeMap<u16, Forward>,
 }
 
@@ -61,24 +65,29 @@ struct Forward {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Life {
     pub holds: usize,
-    pub detached: bool,
-    pub running: usize,
+    /// Members that run and need no hold.
+    pub detached: usize,
     pub closing: bool,
 }
 
 impl Life {
-    /// A bound holder ends with its last hold, a detached one with its last machine.
     pub(super) fn is_over(self) -> bool {
-        self.closing || (self.holds == 0 && (!self.detached || self.running == 0))
+        self.closing || (self.holds == 0 && self.detached == 0)
     }
 }
 
-/// Keeps the holder alive while it exists.
-pub(super) struct Holding(Arc<State>);
+/// Keeps the holder alive while it exists, and the member it is for.
+pub(super) struct Holding {
+    state: Arc<State>,
+    vm: Option<Name>,
+}
 
 impl Drop for Holding {
     fn drop(&mut self) {
-        self.0.life.send_modify(|life| life.holds -= 1);
+        if let Some(vm) = &self.vm {
+            self.state.let_go(vm);
+        }
+        self.state.life.send_modify(|life| life.holds -= 1);
     }
 }
 
@@ -101,19 +110,58 @@ impl State {
         self.events.subscribe()
     }
 
-    /// Keeps the holder alive, unless it is ending already.
-    pub(super) fn hold(self: &Arc<Self>) -> Option<Holding> {
+    /// Keeps the holder alive, and the member if one is named, unless it is ending already.
+    pub(super) fn hold(self: &Arc<Self>, vm: Option<Name>) -> Option<Holding> {
         let held = self.life.send_if_modified(|life| {
             if !life.closing {
                 life.holds += 1;
             }
             !life.closing
         });
-        held.then(|| Holding(self.clone()))
+        held.then(|| {
+            if let Some(vm) = &vm {
+                *self.lock().holds.entry(vm.clone()).or_default() += 1;
+            }
+            Holding { state: self.clone(), vm }
+        })
     }
 
-    pub(super) fn detach(&self) {
-        self.life.send_modify(|life| life.detached = true);
+    /// One hold of a member less; a bound one ends with its last.
+    fn let_go(self: &Arc<Self>, vm: &Name) {
+        let machine = {
+            let mut inner = self.lock();
+            let left = inner.holds.get_mut(vm).map_or(0, |holds| {
+                *holds = holds.saturating_sub(1);
+                *holds
+            });
+            match inner.members.get(vm) {
+                Some(Member { phase: Phase::Running(machine), detached: false, .. })
+                    if left == 0 =>
+                {
+                    machine.clone()
+                }
+                _ => return,
+            }
+        };
+        tracing::info!("nobody holds {vm} any more");
+        tokio::spawn(async move {
+            if let Err(e) = machine.kill().await {
+                tracing::warn!("end a machine nobody holds: {}", e.report());
+            }
+        });
+    }
+
+    /// Lets a running member live on without a hold.
+    pub(super) fn detach(&self, vm: &Name) -> Result<()> {
+        match self.lock().members.get_mut(vm) {
+            Some(Member { phase: Phase::Running(_), detached, .. }) => {
+                if !std::mem::replace(detached, true) {
+                    self.life.send_modify(|life| life.detached += 1);
+                }
+                Ok(())
+            }
+            _ => Err(Error::not_running(vm.as_str())),
+        }
     }
 
     pub(super) fn close(&self) {
@@ -126,12 +174,7 @@ impl State {
 
     pub(super) fn status(&self) -> HolderStatus {
         let members = self.lock().members.values().map(Member::status).collect();
-        HolderStatus {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: None,
-            detached: self.life.borrow().detached,
-            members,
-        }
+        HolderStatus { version: env!("CARGO_PKG_VERSION").to_owned(), pid: None, members }
     }
 
     /// Boots a member, or reports that it runs already.
@@ -151,8 +194,12 @@ impl State {
                 }
                 Some(Phase::Ended(_)) | None => {}
             }
-            let member =
-                Member { plan: plan.clone(), phase: Phase::Booting, forwards: BTreeMap::new() };
+            let member = Member {
+                plan: plan.clone(),
+                phase: Phase::Booting,
+                detached: false,
+                forwards: BTreeMap::new(),
+            };
             inner.members.insert(vm.clone(), member);
             inner.next_tap += 1;
             inner.next_tap
@@ -182,7 +229,6 @@ impl State {
         if let Ok(mut names) = self.names.write() {
             names.insert(vm.to_string(), address);
         }
-        self.life.send_modify(|life| life.running += 1);
         tracing::info!("{vm} runs");
         let (state, vm) = (self.clone(), vm.clone());
         tokio::spawn(async move {
@@ -196,18 +242,21 @@ impl State {
 
     fn ended(&self, vm: &Name, why: String) {
         tracing::info!("{vm} ended: {why}");
+        let mut was_detached = false;
         if let Some(member) = self.lock().members.get_mut(vm) {
             for forward in std::mem::take(&mut member.forwards).into_values() {
                 forward.task.abort();
             }
             member.phase = Phase::Ended(why.clone());
+            was_detached = std::mem::take(&mut member.detached);
         }
         if let Ok(mut names) = self.names.write() {
             names.remove(vm.as_str());
         }
         // Nobody may be listening.
         drop(self.events.send(Event::Ended { vm: vm.clone(), why }));
-        self.life.send_modify(|life| life.running -= 1);
+        // Also tells those who wait for the end to be on the books.
+        self.life.send_modify(|life| life.detached -= usize::from(was_detached));
     }
 
     fn machine(&self, vm: &Name) -> Result<Arc<dyn Machine>> {

@@ -301,3 +301,21 @@ async fn the_console_is_there_and_stages_are_told_in_order() -> Result<()> {
     assert!(vm.timings().total() >= vm.timings().stages().iter().map(|(_, t)| *t).sum());
     vm.destroy().await
 }
+
+#[tokio::test]
+async fn a_bound_member_ends_with_its_handle_though_its_cluster_lives_on() -> Result<()> {
+    let part = unique("mixed");
+    let stays = fake(&format!("{part}-1")).detached(true).start().await?;
+    let bound = fake(&format!("{part}-2")).start().await?;
+    assert_eq!(stays.info().await?.holder_pid, bound.info().await?.holder_pid);
+    let name = bound.name().to_owned();
+    drop(bound);
+    let found = Vm::find(&name)?;
+    until("the bound member's end", async || {
+        found.state().await.is_ok_and(|state| state == State::Stopped)
+    })
+    .await;
+    assert_eq!(stays.ssh("echo here").await?, "here");
+    found.destroy().await?;
+    stays.destroy().await
+}
