@@ -71,7 +71,7 @@ async fn run(request: StartRequest) -> Result<Launched> {
     // From here on another start of the same name finds it running and waits with us.
     drop(starter);
 
-    let Running { record, mut hold, accel } = running;
+    let Running { record, mut hold, accel, started } = running;
     let session = crate::vm::session(&record, &client, client_key);
     let guest = ready::Guest {
         vm: &record.name,
@@ -79,7 +79,14 @@ async fn run(request: StartRequest) -> Result<Launched> {
         console: cluster.member(&record.name).console(),
         limit: ready::limit(request.timeout, accel)?,
     };
-    ready::wait(guest, &mut hold, &request.progress, &mut timings).await?;
+    if let Err(error) = ready::wait(guest, &mut hold, &request.progress, &mut timings).await {
+        if started {
+            // It goes with its hold in any case, but the caller shall find it gone. If the holder
+            // cannot be asked there is nothing left to end.
+            drop(client.kill(&record.name).await);
+        }
+        return Err(error);
+    }
     if request.detached {
         client.detach(&record.name).await?;
     }
@@ -93,6 +100,8 @@ struct Running {
     record: VmRecord,
     hold: Hold,
     accel: Accel,
+    /// By this very call.
+    started: bool,
 }
 
 /// The part of a start that only one caller may do at a time: joins the VM if it runs, else boots
@@ -115,7 +124,7 @@ async fn boot_or_join(
         ignore_options(request, &record);
         let hold = client.hold(&request.name).await?;
         timings.enter(Stage::Ssh);
-        return Ok(Running { record, hold, accel: Accel::Tcg });
+        return Ok(Running { record, hold, accel: Accel::Tcg, started: false });
     }
 
     let choice = choose(request, known.as_ref())?;
@@ -140,7 +149,7 @@ async fn boot_or_join(
         Ok((hold, accel))
     };
     match booted.await {
-        Ok((hold, accel)) => Ok(Running { record, hold, accel }),
+        Ok((hold, accel)) => Ok(Running { record, hold, accel, started: true }),
         Err(error) => {
             if is_new {
                 // It never ran: a second try starts from nothing, with options of its own.

@@ -90,15 +90,23 @@ async fn a_guest_that_never_comes_up_is_explained() -> Result<()> {
     if !can_boot().await {
         return Ok(());
     }
-    // Emulated, a kernel is far from sshd after this long; with KVM it may just make it.
+    // Long enough for some lines of the kernel's, far too short for sshd.
+    let kvm = fleetbox::host::check()
+        .await
+        .iter()
+        .any(|check| check.name == "kvm" && check.verdict == fleetbox::host::Verdict::Good);
+    let limit = Duration::from_secs(if kvm { 1 } else { 12 });
     let name = unique("late");
-    let outcome = Vm::builder(&name).memory_mib(512).timeout(Duration::from_secs(5)).start().await;
-    let error = outcome.expect_err("five seconds must not be enough");
+    let outcome = Vm::builder(&name).memory_mib(512).timeout(limit).start().await;
+    let error = outcome.expect_err("so little time must not be enough");
     assert_eq!(error.kind(), fleetbox::ErrorKind::BootFailed);
     let report = error.report();
-    assert!(report.contains("within 5 s; it had reached the stage "), "{report}");
+    assert!(
+        report.contains(&format!("within {} s; it had reached the stage ", limit.as_secs())),
+        "{report}"
+    );
     let (_, console) = report.split_once("the console's last lines:\n").expect("the console");
-    assert!(console.lines().count() > 3, "{report}");
+    assert!(console.lines().count() > 2, "{report}");
     assert!(report.contains("hint: "), "{report}");
     let vm = Vm::find(&name)?;
     assert_eq!(vm.state().await?, State::Stopped, "nothing runs on");
