@@ -23,6 +23,7 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start what they test against"))]
 
 mod vm;
+mod builder;
 mod spec;
 mod error;
 mod listing;
@@ -46,6 +47,7 @@ mod sys;
 mod skip;
 
 pub use backend::Backend;
+pub use builder::VmBuilder;
 pub use console::harmless;
 pub use control::PROTOCOL;
 pub use error::{Error, ErrorKind, Fault, Result};
@@ -61,7 +63,7 @@ pub use ssh::{
     Terminal,
 };
 pub use timings::Timings;
-pub use vm::{State, Vm, VmBuilder, VmInfo, pass_connection};
+pub use vm::{State, Vm, VmInfo, pass_connection};
 
 /// Compiles the README's examples.
 #[cfg(doctest)]

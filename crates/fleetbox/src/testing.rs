@@ -9,9 +9,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use crate::backend::Backend;
+use crate::builder::VmBuilder;
 use crate::env;
 use crate::error::{Error, ErrorKind, Result};
-use crate::vm::{Vm, VmBuilder};
+use crate::vm::Vm;
 
 /// Destroying a VM is a kill and the removal of a directory.
 const DESTROY_WAIT: Duration = Duration::from_mins(1);

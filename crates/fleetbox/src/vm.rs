@@ -1,4 +1,4 @@
-//! Owns [`Vm`] and its builder: what a user holds. Every call hands on to the part that does the
+//! Owns [`Vm`]: what a user holds. Every call hands on to the part that does the
 //! work; nothing here knows how.
 
 use std::ffi::OsStr;
@@ -11,13 +11,12 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
-use crate::backend::Backend;
+use crate::builder::VmBuilder;
 use crate::control::client::{Client, Hold};
 use crate::error::{Error, ErrorKind, Result};
 use crate::holder::cleanup;
-use crate::launch::{self, Launched, StartRequest};
-use crate::progress::{Progress, ProgressSink};
-use crate::spec::{Arch, Name, VmSpec};
+use crate::launch::Launched;
+use crate::spec::{Arch, Name};
 use crate::ssh::keys::{self, KeyPair};
 use crate::ssh::{self, Command, Session, Target, copy};
 use crate::store::lock;
@@ -163,7 +162,7 @@ impl Vm {
         })
     }
 
-    fn launched(launched: Launched) -> Self {
+    pub(crate) fn launched(launched: Launched) -> Self {
         let Launched { record, cluster, client, session, hold, timings } = launched;
         let hold = Mutex::new(Some(hold));
         Self { inner: Arc::new(Inner { record, cluster, client, session, hold, timings }) }
@@ -462,123 +461,4 @@ async fn dial(client: &Client, vm: &Name, port: u16) -> Result<TcpStream> {
     stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)).map_err(|e| {
         Error::new(ErrorKind::Connect, format!("use the connection to port {port}")).source(e)
     })
-}
-
-/// Describes a VM to start. Options count when the VM is created; an existing one keeps its own,
-/// and says so.
-#[derive(Debug, Clone)]
-#[must_use = "nothing happens until `start`"]
-pub struct VmBuilder {
-    name: String,
-    spec: VmSpec,
-    spec_given: bool,
-    backend: Option<Backend>,
-    detached: bool,
-    ephemeral: bool,
-    timeout: Option<Duration>,
-    progress: ProgressSink,
-}
-
-impl VmBuilder {
-    fn new(name: String) -> Self {
-        Self {
-            name,
-            spec: VmSpec::default(),
-            spec_given: false,
-            backend: None,
-            detached: false,
-            ephemeral: false,
-            timeout: None,
-            progress: ProgressSink::default(),
-        }
-    }
-
-    fn given(mut self, set: impl FnOnce(&mut VmSpec)) -> Self {
-        set(&mut self.spec);
-        self.spec_given = true;
-        self
-    }
-
-    /// The image: an alias such as `debian-12` (the default), a URL, or a path.
-    pub fn image(self, image: impl Into<String>) -> Self {
-        self.given(|spec| spec.image = image.into())
-    }
-
-    /// The guest's architecture; the host's by default. Another one is emulated.
-    pub fn arch(self, arch: Arch) -> Self {
-        self.given(|spec| spec.arch = arch)
-    }
-
-    /// Virtual CPUs, 1 to 255; default 2.
-    pub fn cpus(self, cpus: u32) -> Self {
-        self.given(|spec| spec.cpus = cpus)
-    }
-
-    /// Memory in MiB, at least 128; default 4096.
-    pub fn memory_mib(self, memory_mib: u32) -> Self {
-        self.given(|spec| spec.memory_mib = memory_mib)
-    }
-
-    /// Disk size in GiB; default 20. The disk is sparse: it takes what the guest writes.
-    pub fn disk_gib(self, disk_gib: u32) -> Self {
-        self.given(|spec| spec.disk_gib = disk_gib)
-    }
-
-    /// The backend; `FLEETBOX_BACKEND` comes first, and without either QEMU is used.
-    pub fn backend(mut self, backend: Backend) -> Self {
-        self.backend = Some(backend);
-        self
-    }
-
-    /// Whether the VM lives on when nobody holds it; default no.
-    pub fn detached(mut self, detached: bool) -> Self {
-        self.detached = detached;
-        self
-    }
-
-    /// Whether the VM's disk goes with the machine, in whatever way that ends; default no. Writes
-    /// of such a VM are not made safe against a crash of the host.
-    pub fn ephemeral(mut self, ephemeral: bool) -> Self {
-        self.ephemeral = ephemeral;
-        self
-    }
-
-    /// How long the guest may take until it answers; by default `FLEETBOX_IP_WAIT_TIMEOUT`, else
-    /// three minutes with KVM and ten without.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
-        self
-    }
-
-    /// Calls `f` with each event of the start. It runs on the runtime's threads: be quick.
-    pub fn on_progress(mut self, f: impl Fn(Progress) + Send + Sync + 'static) -> Self {
-        self.progress = ProgressSink::new(f);
-        self
-    }
-
-    /// Starts the VM: creates it if it is missing, boots it if it is stopped, joins it if it runs,
-    /// and waits until it answers over SSH. Two starts of the same name at once, in whatever
-    /// processes, give the same machine.
-    ///
-    /// Dropped before it is done, it leaves nothing running.
-    ///
-    /// # Errors
-    /// Bad input is refused before any work ([`ErrorKind::InvalidName`],
-    /// [`ErrorKind::InvalidSpec`], [`ErrorKind::UnknownImage`]); then what the host lacks
-    /// ([`ErrorKind::HostUnsupported`], [`ErrorKind::BackendUnavailable`]); last
-    /// [`ErrorKind::BootFailed`], which names the stage reached and shows the console's tail.
-    pub async fn start(self) -> Result<Vm> {
-        let name = Name::new(&self.name)?;
-        let request = StartRequest {
-            name,
-            spec: self.spec,
-            spec_given: self.spec_given,
-            backend: self.backend,
-            detached: self.detached,
-            ephemeral: self.ephemeral,
-            timeout: self.timeout,
-            progress: self.progress,
-        };
-        launch::start(request).await.map(Vm::launched)
-    }
 }

@@ -1,0 +1,130 @@
+//! Owns [`VmBuilder`]: what may be said of a VM before it is started. It must not start it itself;
+//! `launch` does.
+
+use std::time::Duration;
+
+use crate::backend::Backend;
+use crate::error::Result;
+use crate::launch::{self, StartRequest};
+use crate::progress::{Progress, ProgressSink};
+use crate::spec::{Arch, Name, VmSpec};
+use crate::vm::Vm;
+
+/// Describes a VM to start. Options count when the VM is created; an existing one keeps its own,
+/// and says so.
+#[derive(Debug, Clone)]
+#[must_use = "nothing happens until `start`"]
+pub struct VmBuilder {
+    name: String,
+    spec: VmSpec,
+    spec_given: bool,
+    backend: Option<Backend>,
+    detached: bool,
+    ephemeral: bool,
+    timeout: Option<Duration>,
+    progress: ProgressSink,
+}
+
+impl VmBuilder {
+    pub(crate) fn new(name: String) -> Self {
+        Self {
+            name,
+            spec: VmSpec::default(),
+            spec_given: false,
+            backend: None,
+            detached: false,
+            ephemeral: false,
+            timeout: None,
+            progress: ProgressSink::default(),
+        }
+    }
+
+    fn given(mut self, set: impl FnOnce(&mut VmSpec)) -> Self {
+        set(&mut self.spec);
+        self.spec_given = true;
+        self
+    }
+
+    /// The image: an alias such as `debian-12` (the default), a URL, or a path.
+    pub fn image(self, image: impl Into<String>) -> Self {
+        self.given(|spec| spec.image = image.into())
+    }
+
+    /// The guest's architecture; the host's by default. Another one is emulated.
+    pub fn arch(self, arch: Arch) -> Self {
+        self.given(|spec| spec.arch = arch)
+    }
+
+    /// Virtual CPUs, 1 to 255; default 2.
+    pub fn cpus(self, cpus: u32) -> Self {
+        self.given(|spec| spec.cpus = cpus)
+    }
+
+    /// Memory in MiB, at least 128; default 4096.
+    pub fn memory_mib(self, memory_mib: u32) -> Self {
+        self.given(|spec| spec.memory_mib = memory_mib)
+    }
+
+    /// Disk size in GiB; default 20. The disk is sparse: it takes what the guest writes.
+    pub fn disk_gib(self, disk_gib: u32) -> Self {
+        self.given(|spec| spec.disk_gib = disk_gib)
+    }
+
+    /// The backend; `FLEETBOX_BACKEND` comes first, and without either QEMU is used.
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.backend = Some(backend);
+        self
+    }
+
+    /// Whether the VM lives on when nobody holds it; default no.
+    pub fn detached(mut self, detached: bool) -> Self {
+        self.detached = detached;
+        self
+    }
+
+    /// Whether the VM's disk goes with the machine, in whatever way that ends; default no. Writes
+    /// of such a VM are not made safe against a crash of the host.
+    pub fn ephemeral(mut self, ephemeral: bool) -> Self {
+        self.ephemeral = ephemeral;
+        self
+    }
+
+    /// How long the guest may take until it answers; by default `FLEETBOX_IP_WAIT_TIMEOUT`, else
+    /// three minutes with KVM and ten without.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Calls `f` with each event of the start. It runs on the runtime's threads: be quick.
+    pub fn on_progress(mut self, f: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.progress = ProgressSink::new(f);
+        self
+    }
+
+    /// Starts the VM: creates it if it is missing, boots it if it is stopped, joins it if it runs,
+    /// and waits until it answers over SSH. Two starts of the same name at once, in whatever
+    /// processes, give the same machine.
+    ///
+    /// Dropped before it is done, it leaves nothing running.
+    ///
+    /// # Errors
+    /// Bad input is refused before any work ([`ErrorKind::InvalidName`](crate::ErrorKind::InvalidName),
+    /// [`ErrorKind::InvalidSpec`](crate::ErrorKind::InvalidSpec), [`ErrorKind::UnknownImage`](crate::ErrorKind::UnknownImage)); then what the host lacks
+    /// ([`ErrorKind::HostUnsupported`](crate::ErrorKind::HostUnsupported), [`ErrorKind::BackendUnavailable`](crate::ErrorKind::BackendUnavailable)); last
+    /// [`ErrorKind::BootFailed`](crate::ErrorKind::BootFailed), which names the stage reached and shows the console's tail.
+    pub async fn start(self) -> Result<Vm> {
+        let name = Name::new(&self.name)?;
+        let request = StartRequest {
+            name,
+            spec: self.spec,
+            spec_given: self.spec_given,
+            backend: self.backend,
+            detached: self.detached,
+            ephemeral: self.ephemeral,
+            timeout: self.timeout,
+            progress: self.progress,
+        };
+        launch::start(request).await.map(Vm::launched)
+    }
+}
