@@ -6,6 +6,7 @@ use std::future::Future;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use fleetbox::{Arch, Vm};
 use tempfile::TempDir;
@@ -116,6 +117,14 @@ impl Stage {
                 outcome = future => outcome,
                 Ok(_) = interrupted.wait_for(|it| *it) => Err(Failure::new("interrupted")),
             }
+        })
+    }
+
+    /// Lets some time pass between two looks at something.
+    pub(super) fn pause(&self, pause: Duration) -> Outcome<()> {
+        self.wait(async {
+            tokio::time::sleep(pause).await;
+            Ok(())
         })
     }
 
