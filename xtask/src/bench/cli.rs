@@ -1,6 +1,7 @@
 //! Owns the figures of the command itself, whole processes.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -13,6 +14,7 @@ use crate::process;
 /// They take milliseconds: more runs cost nothing.
 const RUNS: usize = 25;
 const MACHINES: usize = 50;
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) fn version(stage: &Stage) -> Outcome<Vec<Row>> {
     let cli = stage.cli()?;
@@ -38,7 +40,7 @@ pub(super) fn ls_50(stage: &Stage) -> Outcome<Vec<Row>> {
         let crowd = Crowd::start(&cli, &names)?;
         crowd.check()?;
         let ours = alone(runs, |_| Ok(ms(process::time(&mut crowd.ls())?)))?;
-        crowd.close()?;
+        crowd.close(stage)?;
         rows.push(Row::new(name, (ours, None), "ms", Bound::AtMost(15.0), runs, note));
     }
     Ok(rows)
@@ -84,8 +86,19 @@ impl<'a> Crowd<'a> {
         Err(Failure::new(format!("{running} of {} fake machines run", self.names.len())))
     }
 
-    fn close(self) -> Outcome<()> {
-        process::run(&mut self.remove()).map(drop)
+    /// Ends them. Their wardens tidy up at the same time, which the removal has to wait for.
+    fn close(self, stage: &Stage) -> Outcome<()> {
+        process::run(&mut self.remove())?;
+        let deadline = Instant::now() + CLOSE_LIMIT;
+        let mut pause = Duration::from_millis(1);
+        while let Err(e) = std::fs::remove_dir_all(self.home.path()) {
+            if Instant::now() > deadline {
+                return Err(Failure::io("remove", self.home.path())(e));
+            }
+            stage.pause(pause)?;
+            pause *= 2;
+        }
+        Ok(())
     }
 
     fn remove(&self) -> std::process::Command {
@@ -97,7 +110,9 @@ impl<'a> Crowd<'a> {
 
 impl Drop for Crowd<'_> {
     fn drop(&mut self) {
-        // Again after `close`, which is harmless; after a failure there is nobody to tell.
-        drop(process::run(&mut self.remove()));
+        // Only after a failure, and then there is nobody to tell of another.
+        if self.home.path().exists() {
+            drop(process::run(&mut self.remove()));
+        }
     }
 }

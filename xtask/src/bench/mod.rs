@@ -62,8 +62,14 @@ pub(crate) fn run(root: &Path, args: &Args) -> Outcome<bool> {
     for (name, about, measure) in chosen {
         report::progress(&format!("{name}: {about}"));
         match stage.check_interrupted().and_then(|()| measure(&stage)) {
-            Ok(measured) => rows.extend(measured),
-            Err(failure) => failures.push(format!("{name} could not be measured: {failure}")),
+            Ok(measured) => {
+                measured.iter().for_each(report::announce);
+                rows.extend(measured);
+            }
+            Err(failure) => {
+                failures.push(format!("{name} could not be measured: {failure}"));
+                report::progress(&format!("{name} failed: {failure}"));
+            }
         }
     }
     if let Err(failure) = stage.close() {

@@ -79,6 +79,12 @@ pub(super) fn progress(text: &str) {
     eprintln!("{text}");
 }
 
+/// A row as soon as it is known.
+pub(super) fn announce(row: &Row) {
+    let peer = row.peer.map_or(String::new(), |peer| format!(", peer {}", shown(peer)));
+    progress(&format!("  {}: ours {}{peer} {}", row.name, shown(row.ours), row.unit));
+}
+
 pub(super) fn write_json(path: &Path, rows: &[Row]) -> Outcome<()> {
     let json = serde_json::to_vec_pretty(rows)
         .map_err(|e| Failure::new(format!("failed to write the figures as JSON: {e}")))?;

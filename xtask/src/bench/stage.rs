@@ -6,10 +6,12 @@ use std::future::Future;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use fleetbox::{Arch, Vm};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use super::report;
@@ -59,13 +61,10 @@ impl Stage {
             .build()
             .map_err(|e| Failure::new(format!("failed to start a runtime: {e}")))?;
         let (interrupt, interrupted) = watch::channel(false);
-        runtime.spawn(async move {
-            if tokio::signal::ctrl_c().await.is_ok() {
-                interrupt.send_replace(true);
-            }
-            // Without the sender nobody waits for an interrupt any more.
-            std::future::pending::<()>().await;
-        });
+        let terminate = runtime
+            .block_on(async { signal(SignalKind::terminate()) })
+            .map_err(|e| Failure::new(format!("failed to watch for signals: {e}")))?;
+        runtime.spawn(watch_signals(terminate, interrupt));
         // Beside the build: a /tmp in memory would flatter copies and may be too small.
         let dir = root.join("target/bench");
         std::fs::create_dir_all(&dir).map_err(Failure::io("make", &dir))?;
@@ -118,6 +117,14 @@ impl Stage {
                 outcome = future => outcome,
                 Ok(_) = interrupted.wait_for(|it| *it) => Err(Failure::new("interrupted")),
             }
+        })
+    }
+
+    /// Lets some time pass between two looks at something.
+    pub(super) fn pause(&self, pause: Duration) -> Outcome<()> {
+        self.wait(async {
+            tokio::time::sleep(pause).await;
+            Ok(())
         })
     }
 
@@ -189,6 +196,15 @@ impl Stage {
             None => Ok(()),
         }
     }
+}
+
+/// Tells of an interrupt, so that everything can be tidied up.
+async fn watch_signals(mut terminate: Signal, interrupt: watch::Sender<bool>) {
+    tokio::select! {
+        Ok(()) = tokio::signal::ctrl_c() => {}
+        Some(()) = terminate.recv() => {}
+    }
+    interrupt.send_replace(true);
 }
 
 /// A name no other machine has, on this host or in this run. `what` must not end in a digit: that
