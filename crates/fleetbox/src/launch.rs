@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::backend::select::{self, Choice};
 use crate::backend::{Accel, Backend, BootPlan};
-use crate::control::client::{Client, Hold};
+use crate::control::client::{self, Client, Hold};
 use crate::error::{Error, ErrorKind, Result};
 use crate::holder::cleanup;
 use crate::images::{self, CachedImage};
@@ -25,6 +25,9 @@ use crate::store::lock::{self, Lock};
 use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
 use crate::store::record::{self, ImageStamp, VmRecord};
 use crate::timings::Timings;
+
+/// A holder without machines ends in well under a second.
+const HOLDER_END_WAIT: Duration = Duration::from_secs(5);
 
 /// What `start` was asked for.
 #[derive(Debug, Clone)]
@@ -141,7 +144,14 @@ async fn boot_or_join(
     // The holder sets itself up while the files are written.
     let (held, made) =
         tokio::join!(biased; hold_or_spawn(cluster, client, &request.name, alive.is_some()), make);
-    let record = made?;
+    let record = match made {
+        Ok(record) => record,
+        Err(error) => {
+            drop(held);
+            holder_ended(cluster, alive.is_some()).await;
+            return Err(error);
+        }
+    };
     let plan = boot_plan(&record, &member, &choice, image.as_ref());
     let booted = async {
         let mut hold = held?;
@@ -155,6 +165,7 @@ async fn boot_or_join(
                 // It never ran: a second try starts from nothing, with options of its own.
                 cleanup::remove_member(member.dir())?;
             }
+            holder_ended(cluster, alive.is_some()).await;
             Err(error)
         }
     }
@@ -168,6 +179,16 @@ fn choose(request: &StartRequest, known: Option<&VmRecord>) -> Result<Choice> {
         request.progress.note(note.clone());
     }
     Ok(choice)
+}
+
+/// Waits for the end of a holder that was only started for a VM that does not come: its directory
+/// is not to be removed under it. One that lived before has other members.
+async fn holder_ended(cluster: &ClusterPaths, lived_before: bool) {
+    if !lived_before {
+        // If it takes longer, its warden tidies up.
+        let _ =
+            tokio::time::timeout(HOLDER_END_WAIT, lock::lock(&cluster.holder_lock(), || ())).await;
+    }
 }
 
 /// Holds the living holder; one that ended since it was seen is replaced.
@@ -185,7 +206,7 @@ async fn hold_or_spawn(
     }
     // The spawner's own connection holds the holder alone, and only until the VM is held.
     let _holder = spawn::holder(cluster).await?;
-    client.hold(vm).await
+    client.hold(vm).await.map_err(client::lost)
 }
 
 /// The right to create and boot members of a cluster.

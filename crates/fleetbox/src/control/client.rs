@@ -140,7 +140,14 @@ impl Client {
                 Err(Error::new(ErrorKind::NotRunning, "reach a holder: none is running")
                     .hint("start the VM first"))
             }
-            Err(e) => Err(Error::io("connect to", &self.socket, e)),
+            Err(e) => Err(Error::new(
+                ErrorKind::HolderUnavailable,
+                format!("connect to {}", self.socket.display()),
+            )
+            .hint(
+                "check who owns the state directory and its mode; see holder.log beside the socket",
+            )
+            .source(e)),
         }
     }
 }
@@ -181,7 +188,7 @@ fn about(vm: &Name, error: Error) -> Error {
 }
 
 /// Whoever boots or detaches holds the holder: if there is none, it died.
-fn lost(error: Error) -> Error {
+pub(crate) fn lost(error: Error) -> Error {
     match error.kind() {
         ErrorKind::NotRunning => died(None),
         _ => error,

@@ -21,9 +21,12 @@ pub(super) fn ward(dir: &ClusterPaths, holder: Pid) {
 
 /// Sweeps unless somebody else is at work on the cluster; they sweep themselves.
 fn sweep_if_free(dir: &ClusterPaths) -> Result<()> {
-    let Some(_holder) = lock::try_lock(&dir.holder_lock())? else { return Ok(()) };
+    let Some(holder) = lock::try_lock(&dir.holder_lock())? else { return Ok(()) };
     remove_file(&dir.socket())?;
+    // A starter takes the other lock first, and may be about to want this one.
+    drop(holder);
     let Some(_starter) = lock::try_lock(&dir.lock())? else { return Ok(()) };
+    let Some(_holder) = lock::try_lock(&dir.holder_lock())? else { return Ok(()) };
     remove_leftovers(dir)
 }
 
