@@ -49,5 +49,6 @@ fn boot_ours(stage: &Stage, name: &str, kept: &RefCell<Option<Kept>>) -> Outcome
         Ok((vm, began.elapsed()))
     })?;
     *kept.borrow_mut() = Some(Kept::of(stage, &vm)?);
+    stage.wait(async { Ok(vm.destroy().await?) })?;
     Ok(seconds(took))
 }

@@ -131,10 +131,13 @@ impl Client {
     async fn dial(&self) -> Result<Frames> {
         match UnixStream::connect(&self.socket).await {
             Ok(socket) => Ok(Frames::new(socket)),
+            // Reset: the holder ended before it came to us in its queue.
             Err(e)
                 if matches!(
                     e.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                    io::ErrorKind::NotFound
+                        | io::ErrorKind::ConnectionRefused
+                        | io::ErrorKind::ConnectionReset
                 ) =>
             {
                 Err(Error::new(ErrorKind::NotRunning, "reach a holder: none is running")
@@ -235,4 +238,21 @@ async fn exchange(frames: &mut Frames, request: Request, at: &Path) -> Result<Re
 
 fn unexpected(reply: &Reply) -> Error {
     Error::new(ErrorKind::Internal, format!("make sense of the holder's reply {reply:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The machine's `destroy` failed when its holder was just about to end by itself.
+    #[tokio::test]
+    async fn a_holder_that_ends_with_us_in_its_queue_counts_as_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("holder.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let client = Client::new(socket);
+        // Polled in this order: the connection is in the queue when the listener goes.
+        let (dialled, ()) = tokio::join!(client.dial(), async { drop(listener) });
+        assert_eq!(dialled.unwrap_err().kind(), ErrorKind::NotRunning);
+    }
 }
