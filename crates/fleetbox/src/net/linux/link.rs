@@ -1,5 +1,5 @@
-//! Owns the few rtnetlink requests fleetbox makes: bridge, address, up, enslave (rtnetlink(7)). It
-//! acts on the calling thread's network namespace.
+//! Owns the few rtnetlink requests fleetbox makes: bridge, address, up, enslave, neighbours
+//! (rtnetlink(7)). It acts on the calling thread's network namespace.
 
 use std::ffi::CString;
 use std::io;
@@ -7,7 +7,13 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_bindings::rt_addr::{self, Ifaddrmsg};
 use netlink_bindings::rt_link::{self, IfinfoFlags, Ifinfomsg};
+use netlink_bindings::rt_neigh::{self, Ndtmsg};
 use netlink_socket2::NetlinkSocket;
+
+/// A neighbour is asked for ten times a second instead of once, and given up after 3 s as before: a
+/// guest is dialled while it boots, and each dial waits for the next question after it came up.
+const NEIGHBOUR_ASKED_EACH_MS: u64 = 100;
+const NEIGHBOUR_ASKED_TIMES: u32 = 30;
 
 pub(super) fn index(netlink: &mut NetlinkSocket, name: &str) -> io::Result<u32> {
     let mut request = rt_link::Request::new().op_getlink_do(&Ifinfomsg::new());
@@ -57,6 +63,22 @@ pub(super) fn up(netlink: &mut NetlinkSocket, index: u32) -> io::Result<()> {
 pub(super) fn enslave_up(netlink: &mut NetlinkSocket, index: u32, bridge: u32) -> io::Result<()> {
     let mut request = rt_link::Request::new().op_newlink_do(&up_header(index)?);
     request.encode().push_master(bridge);
+    Ok(netlink.request(&request)?.recv_ack()?)
+}
+
+/// Sets how neighbours on `index` are asked for (arp(7), `retrans_time_ms` and its kin).
+pub(super) fn ask_neighbours_often(netlink: &mut NetlinkSocket, index: u32) -> io::Result<()> {
+    let header = Ndtmsg { family: libc::AF_INET as u8, ..Ndtmsg::default() };
+    let mut request = rt_neigh::Request::new().set_replace().op_setneightbl_do(&header);
+    request
+        .encode()
+        .push_name(c"arp_cache")
+        .nested_parms()
+        .push_ifindex(index)
+        .push_retrans_time(NEIGHBOUR_ASKED_EACH_MS)
+        .push_ucast_probes(NEIGHBOUR_ASKED_TIMES)
+        .push_mcast_probes(NEIGHBOUR_ASKED_TIMES)
+        .end_nested();
     Ok(netlink.request(&request)?.recv_ack()?)
 }
 

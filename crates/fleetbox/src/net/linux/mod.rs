@@ -142,6 +142,7 @@ fn set_up(netlink: &mut NetlinkSocket) -> Result<Listeners> {
         link::add_bridge(netlink, BRIDGE, BRIDGE_MAC)?;
         let bridge = link::index(netlink, BRIDGE)?;
         link::add_address(netlink, bridge, plan::GATEWAY, plan::PREFIX_LENGTH)?;
+        link::ask_neighbours_often(netlink, bridge)?;
         link::up(netlink, bridge)
     };
     bridge_up(netlink).map_err(|e| failed("make a bridge", e))?;
