@@ -15,6 +15,12 @@ impl Failure {
         Self(message.into())
     }
 
+    /// Adds what would help.
+    pub(crate) fn hint(mut self, hint: impl fmt::Display) -> Self {
+        self.0 = format!("{}\nhint: {hint}", self.0);
+        self
+    }
+
     /// For `map_err`: what was being done to which file.
     pub(crate) fn io(action: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         move |e| Self(format!("failed to {action} {}: {e}", path.display()))

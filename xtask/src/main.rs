@@ -1,7 +1,9 @@
 //! Owns the project's own chores: `tidy` checks what a program can check of the source, `bench`
-//! measures the figures the project promises. Nothing here is part of a release.
+//! measures the figures the project promises, `catalog` refreshes the images it pins. Nothing here is
+//! part of a release.
 
 mod bench;
+mod catalog;
 mod failure;
 mod process;
 mod tidy;
@@ -27,12 +29,15 @@ enum Task {
     Tidy,
     /// Measure figures side by side with their peers; writes target/bench.json
     Bench(bench::Args),
+    /// Pin the newest published images in crates/fleetbox/src/images/catalog.toml
+    Catalog(catalog::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Args::parse().task {
         Task::Tidy => tidy::run(&root()),
         Task::Bench(args) => bench::run(&root(), &args),
+        Task::Catalog(args) => catalog::run(&root(), &args),
     };
     conclude(outcome)
 }

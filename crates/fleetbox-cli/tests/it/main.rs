@@ -29,4 +29,6 @@ mod process;
 mod real;
 mod shell;
 #[cfg(feature = "unstable-fake")]
+mod sudo;
+#[cfg(feature = "unstable-fake")]
 mod together;

@@ -2,5 +2,6 @@
 //! It must not know what a backend, an image format or SSH is.
 
 pub(crate) mod lock;
+mod owner;
 pub(crate) mod paths;
 pub(crate) mod record;

@@ -5,7 +5,9 @@
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::owner::Handover;
 use crate::env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Name;
@@ -17,22 +19,24 @@ const SOCKET_PATH_MAX: usize = if cfg!(target_os = "linux") { 107 } else { 103 }
 #[derive(Debug, Clone)]
 pub(crate) struct Paths {
     root: PathBuf,
+    _handover: Option<Arc<Handover>>,
 }
 
 impl Paths {
     /// The state root of this process's user: `FLEETBOX_HOME`, else `~/.fleetbox`; under sudo the
-    /// invoking user's.
+    /// invoking user's, and what was made there becomes theirs when the last clone is dropped.
     pub(crate) fn from_env() -> Result<Self> {
         let root = match env::path(env::HOME) {
             Some(root) => root,
             None => crate::sys::user::home()?.join(".fleetbox"),
         };
-        Self::at(&root)
+        let paths = Self::at(&root)?;
+        Ok(Self { _handover: Some(Arc::new(Handover::of(paths.root()))), ..paths })
     }
 
     pub(crate) fn at(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root).map_err(|e| Error::io("resolve", root, e))?;
-        Ok(Self { root })
+        Ok(Self { root, _handover: None })
     }
 
     pub(crate) fn root(&self) -> &Path {

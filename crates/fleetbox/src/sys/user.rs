@@ -9,10 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// The home directory: under sudo that of the user who called it, else `$HOME`, else the password
 /// database's.
 pub(crate) fn home() -> Result<PathBuf> {
-    let sudo_uid = std::env::var("SUDO_UID").ok().and_then(|v| v.parse::<u32>().ok());
-    if rustix::process::geteuid().is_root()
-        && let Some(home) = sudo_uid.filter(|uid| *uid != 0).and_then(passwd_home)
-    {
+    if let Some(home) = invoking_uid().and_then(passwd_home) {
         return Ok(home);
     }
     std::env::var_os("HOME")
@@ -23,6 +20,12 @@ pub(crate) fn home() -> Result<PathBuf> {
             Error::new(ErrorKind::StateRoot, "find the user's home directory")
                 .hint("set HOME or FLEETBOX_HOME")
         })
+}
+
+/// Under sudo the user who called it, if that was not root.
+pub(crate) fn invoking_uid() -> Option<u32> {
+    let named = std::env::var("SUDO_UID").ok()?.parse::<u32>().ok()?;
+    (rustix::process::geteuid().is_root() && named != 0).then_some(named)
 }
 
 fn passwd_home(uid: u32) -> Option<PathBuf> {
