@@ -3,6 +3,7 @@
 
 #[cfg(feature = "unstable-fake")]
 pub(crate) mod fake;
+mod monitor;
 mod qemu;
 pub(crate) mod select;
 

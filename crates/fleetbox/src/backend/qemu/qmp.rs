@@ -10,17 +10,12 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
+
+use crate::backend::monitor::GuestShutdown;
 
 /// QEMU answers its main loop's commands at once unless it hangs.
 const ANSWER_WAIT: Duration = Duration::from_secs(20);
-
-#[derive(Debug)]
-pub(super) struct QmpEvent {
-    pub name: String,
-    /// For `SHUTDOWN`: whether the guest itself caused it.
-    pub by_guest: bool,
-}
 
 type Waiting = Arc<Mutex<Pending>>;
 
@@ -38,10 +33,7 @@ pub(super) struct Qmp {
 
 impl Qmp {
     /// Takes the greeting and leaves negotiation mode.
-    pub(super) async fn connect(
-        stream: UnixStream,
-        events: mpsc::UnboundedSender<QmpEvent>,
-    ) -> io::Result<Self> {
+    pub(super) async fn connect(stream: UnixStream, shutdown: GuestShutdown) -> io::Result<Self> {
         let (reader, writer) = stream.into_split();
         let mut reader = BufReader::new(reader);
         let mut greeting = String::new();
@@ -49,7 +41,7 @@ impl Qmp {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let waiting = Waiting::default();
-        tokio::spawn(read_all(reader, waiting.clone(), events));
+        tokio::spawn(read_all(reader, waiting.clone(), shutdown));
         let qmp = Self { writer: tokio::sync::Mutex::new(writer), waiting };
         qmp.execute("qmp_capabilities").await?;
         Ok(qmp)
@@ -88,12 +80,12 @@ fn lock(waiting: &Waiting) -> std::sync::MutexGuard<'_, Pending> {
 async fn read_all(
     mut reader: impl tokio::io::AsyncBufRead + Unpin,
     waiting: Waiting,
-    events: mpsc::UnboundedSender<QmpEvent>,
+    shutdown: GuestShutdown,
 ) {
     let mut line = String::new();
     while matches!(reader.read_line(&mut line).await, Ok(n) if n > 0) {
         match serde_json::from_str::<Value>(&line) {
-            Ok(message) => take(&message, &waiting, &events),
+            Ok(message) => take(&message, &waiting, &shutdown),
             Err(e) => tracing::warn!("a line from QEMU is not JSON: {e}"),
         }
         line.clear();
@@ -104,12 +96,14 @@ async fn read_all(
     pending.by_id.clear();
 }
 
-fn take(message: &Value, waiting: &Waiting, events: &mpsc::UnboundedSender<QmpEvent>) {
+fn take(message: &Value, waiting: &Waiting, shutdown: &GuestShutdown) {
     if let Some(name) = message["event"].as_str() {
         tracing::debug!("QEMU event {name}");
         let by_guest = message["data"]["guest"].as_bool().unwrap_or(false);
-        // Nobody listens any more once the machine is gone.
-        drop(events.send(QmpEvent { name: name.to_owned(), by_guest }));
+        if name == "SHUTDOWN" && by_guest {
+            // Nobody listens any more once the machine is gone.
+            let _ = shutdown.send(());
+        }
         return;
     }
     let Some(sender) = message["id"].as_u64().and_then(|id| lock(waiting).by_id.remove(&id)) else {
@@ -127,10 +121,11 @@ fn take(message: &Value, waiting: &Waiting, events: &mpsc::UnboundedSender<QmpEv
 mod tests {
     use super::*;
     use tokio::io::AsyncReadExt;
+    use tokio::sync::mpsc;
 
     async fn talk(
         script: &'static [(&'static str, &'static str)],
-    ) -> (Qmp, mpsc::UnboundedReceiver<QmpEvent>) {
+    ) -> (Qmp, mpsc::UnboundedReceiver<()>) {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         tokio::spawn(async move {
             theirs.write_all(b"{\"QMP\": {}}\r\n").await.unwrap();
@@ -157,8 +152,7 @@ mod tests {
         ])
         .await;
         qmp.execute("system_powerdown").await.unwrap();
-        let event = events.recv().await.unwrap();
-        assert!(event.by_guest && event.name == "SHUTDOWN");
+        assert_eq!(events.recv().await, Some(()));
     }
 
     #[tokio::test]
