@@ -13,8 +13,10 @@ pub(crate) const HOME: &str = "FLEETBOX_HOME";
 pub(crate) const HOLDER: &str = "FLEETBOX_HOLDER";
 /// Anything but empty, `0` or `false`: never fetch.
 pub(crate) const OFFLINE: &str = "FLEETBOX_OFFLINE";
-/// The backend to use: `qemu` or, with the unstable feature, `fake`.
+/// The backend to use: `cloud-hypervisor`, `qemu` or, with the unstable feature, `fake`.
 pub(crate) const BACKEND: &str = "FLEETBOX_BACKEND";
+/// The cloud-hypervisor to use, instead of the one on PATH or the pinned release.
+pub(crate) const CLOUD_HYPERVISOR: &str = "FLEETBOX_CLOUD_HYPERVISOR";
 /// Backends a test run must have, separated by commas; a missing one fails instead of skipping.
 pub(crate) const REQUIRE: &str = "FLEETBOX_REQUIRE";
 /// Seconds a guest may take until it answers.

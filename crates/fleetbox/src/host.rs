@@ -88,7 +88,7 @@ pub async fn check() -> Vec<Check> {
     let mut checks = vec![state_root(), disk_space()];
     checks.push(namespaces().await);
     #[cfg(target_os = "linux")]
-    checks.extend([tun(), kvm()]);
+    checks.extend([tun(), kvm(), cloud_hypervisor()]);
     checks.push(qemu());
     checks.push(other_qemu());
     checks.push(build_tools());
@@ -172,6 +172,26 @@ fn kvm() -> Check {
         Err(why) => {
             Check::bad("kvm", Verdict::Limited, format!("{why}; guests are emulated"), why.hint())
         }
+    }
+}
+
+/// Whether it is at hand; it is fetched when a start needs it.
+#[cfg(target_os = "linux")]
+fn cloud_hypervisor() -> Check {
+    const NAME: &str = "cloud-hypervisor";
+    if crate::sys::kvm::probe().is_err() {
+        return Check::good(NAME, "not used: it needs KVM");
+    }
+    match Paths::from_env().map(|paths| crate::prepare::program::at_hand(&paths)) {
+        Ok(Some(program)) => Check::good(NAME, program.display().to_string()),
+        Ok(None) if crate::env::offline() => Check::bad(
+            NAME,
+            Verdict::Limited,
+            "it is not here, and FLEETBOX_OFFLINE forbids to fetch it; QEMU is used",
+            "install it, or point FLEETBOX_CLOUD_HYPERVISOR at it",
+        ),
+        Ok(None) => Check::good(NAME, "it will be fetched at the first start"),
+        Err(e) => Check::failed(NAME, &e),
     }
 }
 

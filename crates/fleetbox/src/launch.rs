@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::backend::select::{self, Choice};
+use crate::backend::select::{self, Choice, Wanted};
 use crate::backend::{Accel, Backend, BootPlan};
 use crate::control::client::{self, Client, Hold};
 use crate::error::{Error, ErrorKind, Result};
@@ -130,7 +130,7 @@ async fn boot_or_join(
         return Ok(Running { record, hold, accel: Accel::Tcg, started: false });
     }
 
-    let choice = choose(request, known.as_ref())?;
+    let choice = choose(paths, request, known.as_ref()).await?;
     let is_new = known.is_none();
     let image = image(paths, request, known.as_ref(), &choice).await?;
     request.progress.begin(Stage::Prepare);
@@ -171,10 +171,11 @@ async fn boot_or_join(
     }
 }
 
-fn choose(request: &StartRequest, known: Option<&VmRecord>) -> Result<Choice> {
-    let backend = known.and_then(|record| record.backend).or(request.backend);
+async fn choose(paths: &Paths, request: &StartRequest, known: Option<&VmRecord>) -> Result<Choice> {
+    let wanted =
+        Wanted { recorded: known.and_then(|record| record.backend), asked: request.backend };
     let arch = known.map_or(request.spec.arch, |record| record.spec.arch);
-    let choice = select::choose(backend, arch)?;
+    let choice = select::choose(paths, wanted, arch, &request.progress).await?;
     if let Some(note) = &choice.note {
         request.progress.note(note.clone());
     }
@@ -402,10 +403,7 @@ fn boot_plan(
         crate::spec::Arch::X86_64 => "ttyS0",
         crate::spec::Arch::Aarch64 => "ttyAMA0",
     };
-    let emulated = match choice.accel {
-        Accel::Kvm => String::new(),
-        Accel::Tcg => format!(" {}", kernel::EMULATED_BOOT_ARGS.join(" ")),
-    };
+    let cmdline = format!("console={console} {image_cmdline}{}", emulated_args(choice.accel));
     BootPlan {
         vm: record.name.clone(),
         backend: choice.backend,
@@ -416,14 +414,22 @@ fn boot_plan(
         memory_mib: record.spec.memory_mib,
         kernel,
         initrd,
-        cmdline: format!("console={console} {image_cmdline}{emulated}"),
+        cmdline,
         disk: member.disk(),
+        image: record.image_path.clone(),
         seed: member.seed(),
         mac: record.mac.clone(),
         address: record.address,
         console: member.console(),
         vmm_log: member.vmm_log(),
         ephemeral: record.ephemeral,
+    }
+}
+
+fn emulated_args(accel: Accel) -> String {
+    match accel {
+        Accel::Kvm => String::new(),
+        Accel::Tcg => format!(" {}", kernel::EMULATED_BOOT_ARGS.join(" ")),
     }
 }
 
@@ -451,7 +457,9 @@ async fn boot_until_alive(
             began.elapsed().as_secs()
         ));
         client.kill(&request.name).await?;
-        plan.accel = Accel::Tcg;
+        let Choice { backend, program, accel, .. } = select::emulated(plan.arch)?;
+        let cmdline = plan.cmdline + &emulated_args(accel);
+        plan = BootPlan { backend, program, accel, cmdline, ..plan };
     }
 }
 

@@ -3,6 +3,8 @@
 
 #[cfg(feature = "unstable-fake")]
 pub(crate) mod fake;
+#[cfg(target_os = "linux")]
+mod cloud_hypervisor;
 mod monitor;
 mod qemu;
 pub(crate) mod select;
@@ -32,6 +34,9 @@ use crate::spec::{Arch, Name};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Backend {
+    /// cloud-hypervisor, on Linux with KVM.
+    #[serde(rename = "cloud-hypervisor")]
+    CloudHypervisor,
     /// QEMU, on KVM where that works and by software emulation elsewhere.
     Qemu,
     /// No machine at all: a process that answers SSH, to test coordination. Only with the feature
@@ -44,6 +49,7 @@ impl Backend {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Backend::CloudHypervisor => "cloud-hypervisor",
             Backend::Qemu => "qemu",
             Backend::Fake => "fake",
         }
@@ -60,13 +66,14 @@ impl FromStr for Backend {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
         match text {
+            "cloud-hypervisor" => Ok(Backend::CloudHypervisor),
             "qemu" => Ok(Backend::Qemu),
             "fake" => Ok(Backend::Fake),
             _ => Err(Error::new(
                 ErrorKind::InvalidSetting,
                 format!("unknown backend \"{}\"", text.escape_debug()),
             )
-            .hint("use qemu")),
+            .hint("use cloud-hypervisor or qemu")),
         }
     }
 }
@@ -94,7 +101,10 @@ pub(crate) struct BootPlan {
     pub kernel: PathBuf,
     pub initrd: Option<PathBuf>,
     pub cmdline: String,
+    /// A qcow2 overlay on `image`.
     pub disk: PathBuf,
+    #[serde(default)]
+    pub image: PathBuf,
     pub seed: PathBuf,
     pub mac: String,
     pub address: Ipv4Addr,
@@ -129,6 +139,12 @@ pub(crate) async fn boot(
     tap_number: u32,
 ) -> Result<Box<dyn Machine>> {
     match plan.backend {
+        #[cfg(target_os = "linux")]
+        Backend::CloudHypervisor => {
+            Ok(Box::new(cloud_hypervisor::boot(plan, network, tap_number).await?))
+        }
+        #[cfg(not(target_os = "linux"))]
+        Backend::CloudHypervisor => Err(select::needs_linux()),
         Backend::Qemu => {
             let tap: OwnedFd = network.tap(crate::net::plan::tap_name(tap_number)).await?;
             Ok(Box::new(qemu::boot(plan, tap).await?))

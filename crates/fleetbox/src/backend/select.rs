@@ -1,12 +1,15 @@
 //! Owns the choice of backend and acceleration on this host, and the words that explain it. It
-//! must not start anything.
+//! must not start a machine.
 
 use std::path::PathBuf;
 
 use super::{Accel, Backend};
 use crate::env;
 use crate::error::{Error, ErrorKind, Result};
+use crate::prepare::program::{self, Want};
+use crate::progress::ProgressSink;
 use crate::spec::Arch;
+use crate::store::paths::Paths;
 
 /// What was chosen, and what the user should hear of it.
 #[derive(Debug, Clone)]
@@ -18,19 +21,67 @@ pub(crate) struct Choice {
     pub note: Option<String>,
 }
 
-/// `FLEETBOX_BACKEND`, then what the caller asked for, then QEMU.
-pub(crate) fn choose(asked: Option<Backend>, arch: Arch) -> Result<Choice> {
+/// Who prefers what; `FLEETBOX_BACKEND` comes before both.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wanted {
+    /// What the VM ran on before. Where that is gone, another may do.
+    pub recorded: Option<Backend>,
+    /// What the caller asked for, for a new VM. Nothing else will do.
+    pub asked: Option<Backend>,
+}
+
+/// The backend that is named, else the best that really works here: cloud-hypervisor with KVM, QEMU
+/// with KVM, QEMU's emulation.
+pub(crate) async fn choose(
+    paths: &Paths,
+    wanted: Wanted,
+    arch: Arch,
+    progress: &ProgressSink,
+) -> Result<Choice> {
     let named = env::text(env::BACKEND)?.map(|word| word.parse::<Backend>()).transpose()?;
-    match named.or(asked).unwrap_or(Backend::Qemu) {
-        Backend::Qemu => choose_qemu(arch),
-        Backend::Fake if cfg!(feature = "unstable-fake") => Ok(Choice {
-            backend: Backend::Fake,
-            program: PathBuf::from("/bin/sh"),
-            accel: Accel::Tcg,
-            note: None,
-        }),
-        Backend::Fake => Err(fake_is_off()),
+    let asked = wanted.asked.filter(|_| wanted.recorded.is_none());
+    match (named.or(asked), wanted.recorded) {
+        (Some(Backend::CloudHypervisor), _) => {
+            kvm_for(arch)?;
+            choose_cloud_hypervisor(paths, Want::Only, progress).await
+        }
+        (None, Some(Backend::CloudHypervisor) | None) => best(paths, arch, progress).await,
+        (Some(Backend::Qemu), _) | (None, Some(Backend::Qemu)) => choose_qemu(arch),
+        (Some(Backend::Fake), _) | (None, Some(Backend::Fake)) => choose_fake(),
     }
+}
+
+async fn best(paths: &Paths, arch: Arch, progress: &ProgressSink) -> Result<Choice> {
+    if kvm_for(arch).is_err() {
+        return choose_qemu(arch);
+    }
+    let want = if qemu_program(arch).is_ok() { Want::Rather } else { Want::Only };
+    match choose_cloud_hypervisor(paths, want, progress).await {
+        Err(e) if want == Want::Rather && e.kind() != ErrorKind::InvalidSetting => {
+            let qemu = choose_qemu(arch)?;
+            let why = format!("QEMU runs the guest, as cloud-hypervisor is not here: {e}");
+            let note = Some(qemu.note.map_or(why.clone(), |note| format!("{why}; {note}")));
+            Ok(Choice { note, ..qemu })
+        }
+        chosen => chosen,
+    }
+}
+
+async fn choose_cloud_hypervisor(
+    paths: &Paths,
+    want: Want,
+    progress: &ProgressSink,
+) -> Result<Choice> {
+    let program = program::cloud_hypervisor(paths, want, progress).await?;
+    Ok(Choice { backend: Backend::CloudHypervisor, program, accel: Accel::Kvm, note: None })
+}
+
+fn choose_fake() -> Result<Choice> {
+    if !cfg!(feature = "unstable-fake") {
+        return Err(fake_is_off());
+    }
+    let program = PathBuf::from("/bin/sh");
+    Ok(Choice { backend: Backend::Fake, program, accel: Accel::Tcg, note: None })
 }
 
 pub(crate) fn fake_is_off() -> Error {
@@ -42,6 +93,12 @@ fn choose_qemu(arch: Arch) -> Result<Choice> {
     let program = qemu_program(arch)?;
     let (accel, note) = accel(arch);
     Ok(Choice { backend: Backend::Qemu, program, accel, note })
+}
+
+/// QEMU's emulation, after a KVM that turned out to be none.
+pub(crate) fn emulated(arch: Arch) -> Result<Choice> {
+    let program = qemu_program(arch)?;
+    Ok(Choice { backend: Backend::Qemu, program, accel: Accel::Tcg, note: None })
 }
 
 /// QEMU's binary for `arch`, from PATH.
@@ -63,16 +120,46 @@ pub(crate) fn accel(arch: Arch) -> (Accel, Option<String>) {
         let note = format!("a guest for {arch} is emulated on this host: expect it to be slow");
         return (Accel::Tcg, Some(note));
     }
-    #[cfg(target_os = "linux")]
-    match crate::sys::kvm::probe() {
+    match kvm() {
         Ok(()) => (Accel::Kvm, None),
-        Err(why) => (
+        Err(NoKvm { why, .. }) => (
             Accel::Tcg,
             Some(format!("no KVM: {why}; the guest is emulated and boots in about a minute")),
         ),
     }
-    #[cfg(not(target_os = "linux"))]
-    (Accel::Tcg, None)
+}
+
+/// Why no guest runs on KVM here, and what mends it.
+struct NoKvm {
+    why: String,
+    fix: &'static str,
+}
+
+#[cfg(target_os = "linux")]
+fn kvm() -> std::result::Result<(), NoKvm> {
+    crate::sys::kvm::probe().map_err(|e| NoKvm { why: e.to_string(), fix: e.hint() })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn kvm() -> std::result::Result<(), NoKvm> {
+    Err(NoKvm { why: "it is part of Linux".to_owned(), fix: "use qemu" })
+}
+
+/// What cloud-hypervisor needs.
+fn kvm_for(arch: Arch) -> Result<()> {
+    let refused = |why: String| {
+        Error::new(ErrorKind::BackendUnavailable, format!("use cloud-hypervisor: {why}"))
+    };
+    if arch != Arch::host() {
+        return Err(refused(format!("it does not emulate {arch}")).hint("use qemu"));
+    }
+    kvm().map_err(|no| refused(no.why).hint(format!("{}; or use qemu, which emulates", no.fix)))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn needs_linux() -> Error {
+    Error::new(ErrorKind::BackendUnavailable, "use cloud-hypervisor: it runs on Linux only")
+        .hint("use qemu")
 }
 
 /// The first executable file of that name on PATH.

@@ -137,7 +137,8 @@ fn fetch_blocking(
     image
 }
 
-fn with_retries(transfer: &Transfer<'_>, cancel: &Cancel) -> Result<String> {
+/// Tries again, a little later each time, where that may help.
+pub(crate) fn with_retries(transfer: &Transfer<'_>, cancel: &Cancel) -> Result<String> {
     let mut delays = RETRY_DELAYS.iter();
     loop {
         match transfer.run() {

@@ -21,8 +21,12 @@ use crate::store::lock;
 use crate::store::paths::Paths;
 
 pub use build::BuildOptions;
+#[cfg(test)]
+pub(crate) use cache::hex;
 use cache::{Origin, Record, Slot};
-pub(crate) use resolve::resolve;
+pub(crate) use download::with_retries;
+pub(crate) use resolve::{mirrored, resolve};
+pub(crate) use transfer::{Failure, Transfer};
 
 /// A raw disk ready to back a VM's own.
 #[derive(Debug, Clone)]
@@ -46,8 +50,16 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    fn from_env() -> Result<Self> {
+    pub(crate) fn from_env() -> Result<Self> {
         Ok(Self { offline: env::offline(), mirror: env::text(env::MIRROR)? })
+    }
+
+    pub(crate) fn offline(&self) -> bool {
+        self.offline
+    }
+
+    pub(crate) fn mirror(&self) -> Option<&str> {
+        self.mirror.as_deref()
     }
 }
 

@@ -83,7 +83,7 @@ fn say_once(slot: &Slot, record: &Record, progress: &ProgressSink) {
 }
 
 /// The catalog's URL with the mirror's scheme, host and base path in front of its own path.
-fn mirrored(url: &str, mirror: Option<&str>) -> Result<String> {
+pub(crate) fn mirrored(url: &str, mirror: Option<&str>) -> Result<String> {
     let Some(mirror) = mirror else { return Ok(url.to_owned()) };
     if !(mirror.starts_with("http://") || mirror.starts_with("https://")) {
         return Err(Error::new(

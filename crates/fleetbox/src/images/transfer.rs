@@ -25,7 +25,7 @@ const BUFFER_BYTES: usize = 256 << 10;
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Why one try ended without the file.
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// Another try may do better.
     Transient(Error),
     /// It will not.
@@ -39,7 +39,7 @@ impl From<Error> for Failure {
 }
 
 /// One file to fetch.
-pub(super) struct Transfer<'a> {
+pub(crate) struct Transfer<'a> {
     pub url: &'a str,
     pub part: PathBuf,
     pub part_record: PathBuf,
@@ -66,7 +66,7 @@ struct Part {
 impl Transfer<'_> {
     /// One try. On success the partial file is the whole file and its sha256 is returned; on
     /// failure it stays for the next try, unless the disk is full.
-    pub(super) fn run(&self) -> Result<String, Failure> {
+    pub(crate) fn run(&self) -> Result<String, Failure> {
         self.fetch().inspect_err(|failure| {
             let (Failure::Final(error) | Failure::Transient(error)) = failure;
             if error.kind() == ErrorKind::NoSpace && self.discard().is_err() {
@@ -75,7 +75,7 @@ impl Transfer<'_> {
         })
     }
 
-    pub(super) fn discard(&self) -> Result<()> {
+    pub(crate) fn discard(&self) -> Result<()> {
         for path in [&self.part_record, &self.part] {
             absent_is_fine("remove", path, std::fs::remove_file(path))?;
         }

@@ -13,5 +13,5 @@ pub(crate) mod plan;
 pub(crate) use self::{
     dns::{Names, serve as serve_dns},
     egress::serve as serve_egress,
-    linux::{Listeners, Network},
+    linux::{Listeners, LocalName, Network},
 };

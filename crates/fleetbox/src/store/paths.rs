@@ -51,6 +51,15 @@ impl Paths {
         self.root.join("cache/kernels")
     }
 
+    /// Monitors that were fetched, and what belongs to fetching them.
+    pub(crate) fn monitors(&self) -> PathBuf {
+        self.root.join("cache/monitors")
+    }
+
+    pub(crate) fn monitor(&self, file: &str) -> PathBuf {
+        self.monitors().join(file)
+    }
+
     pub(crate) fn keys(&self) -> PathBuf {
         self.root.join("keys")
     }

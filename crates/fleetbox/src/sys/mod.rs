@@ -6,6 +6,8 @@ pub(crate) mod fd;
 #[cfg(target_os = "linux")]
 pub(crate) mod kvm;
 #[cfg(target_os = "linux")]
+pub(crate) mod landlock;
+#[cfg(target_os = "linux")]
 pub(crate) mod namespace;
 pub(crate) mod orphan;
 pub(crate) mod reexec;

@@ -127,6 +127,7 @@ mod tests {
             initrd: Some("/i".into()),
             cmdline: "root=/dev/vda1 console=ttyS0".into(),
             disk: "/a,b/disk.qcow2".into(),
+            image: "/cache/debian.raw".into(),
             seed: "/seed.img".into(),
             mac: "52:54:00:00:00:01".into(),
             address: Ipv4Addr::new(10, 0, 0, 2),

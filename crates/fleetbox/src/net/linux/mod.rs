@@ -5,6 +5,7 @@
 //! network and still listens, connects and dials inside the cluster's.
 
 mod link;
+mod local;
 mod nft;
 
 use std::io;
@@ -19,6 +20,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 
+pub(crate) use self::local::LocalName;
 use super::plan;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys;

@@ -1,0 +1,103 @@
+//! Owns cloud-hypervisor's command line. Pure: a plan in, arguments out.
+
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use crate::backend::BootPlan;
+
+/// Where cloud-hypervisor finds its tap, its API's listener and the pipe for its events.
+pub(super) const TAP_FD: RawFd = 10;
+pub(super) const API_FD: RawFd = 11;
+pub(super) const EVENTS_FD: RawFd = 12;
+
+/// `landlock`: whether the host's kernel can confine the monitor to its files.
+pub(super) fn arguments(plan: &BootPlan, landlock: bool) -> Vec<String> {
+    let mut args: Vec<String> = Vec::new();
+    let mut add = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
+    add("--api-socket", format!("fd={API_FD}"));
+    add("--event-monitor", format!("fd={EVENTS_FD}"));
+    add("--kernel", text(&plan.kernel));
+    if let Some(initrd) = &plan.initrd {
+        add("--initramfs", text(initrd));
+    }
+    add("--cmdline", plan.cmdline.clone());
+    add("--cpus", format!("boot={}", plan.cpus));
+    add("--memory", format!("size={}M", plan.memory_mib));
+    // One flag for both: given twice, only the last counts.
+    add("--disk", format!("path={},image_type=qcow2,backing_files=on,id=disk0", text(&plan.disk)));
+    args.push(format!("path={},image_type=raw,readonly=on,id=seed0", text(&plan.seed)));
+    let mut add = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
+    add("--net", format!("fd=[{TAP_FD}],mac={},id=net0", plan.mac));
+    add("--serial", format!("file={}", text(&plan.console)));
+    add("--console", "off".to_owned());
+    // Gives back what the guest frees, and its own size when the guest runs out.
+    add("--balloon", "size=0,deflate_on_oom=on,free_page_reporting=on".to_owned());
+    if landlock {
+        args.push("--landlock".to_owned());
+        // It allows the files it is told of, not those a disk lies on.
+        let rule = format!("path={},access=r", text(&plan.image));
+        args.extend(["--landlock-rules".to_owned(), rule]);
+    }
+    args
+}
+
+/// A path among the options of one argument. What separates them cannot be written in a value
+/// unless that is in quotes (cloud-hypervisor's `option_parser`).
+fn text(path: &Path) -> String {
+    let path = path.to_string_lossy();
+    if path.contains([',', '=', '[', ']']) { format!("\"{path}\"") } else { path.into_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Accel, Backend};
+    use crate::spec::{Arch, Name};
+    use std::net::Ipv4Addr;
+
+    fn plan() -> BootPlan {
+        BootPlan {
+            vm: Name::new("web").unwrap(),
+            backend: Backend::CloudHypervisor,
+            program: "/usr/bin/cloud-hypervisor".into(),
+            accel: Accel::Kvm,
+            arch: Arch::X86_64,
+            cpus: 2,
+            memory_mib: 1024,
+            kernel: "/k".into(),
+            initrd: Some("/i".into()),
+            cmdline: "root=/dev/vda1 console=ttyS0".into(),
+            disk: "/a,b/disk.qcow2".into(),
+            image: "/cache/debian.raw".into(),
+            seed: "/seed.img".into(),
+            mac: "52:54:00:00:00:01".into(),
+            address: Ipv4Addr::new(10, 0, 0, 2),
+            console: "/console.log".into(),
+            vmm_log: "/vmm.log".into(),
+            ephemeral: false,
+        }
+    }
+
+    #[test]
+    fn the_overlay_may_have_its_image_and_the_seed_is_read_only() {
+        let line = arguments(&plan(), false).join(" ");
+        assert!(line.contains(
+            "--disk path=\"/a,b/disk.qcow2\",image_type=qcow2,backing_files=on,id=disk0 \
+             path=/seed.img,image_type=raw,readonly=on,id=seed0 --net fd=[10],mac=52:54:00:00:00:01"
+        ));
+        assert!(line.contains("--cpus boot=2 --memory size=1024M"));
+        assert!(!line.contains("landlock"));
+    }
+
+    #[test]
+    fn where_the_kernel_can_it_is_confined_to_its_files_and_the_image() {
+        let line = arguments(&plan(), true).join(" ");
+        assert!(line.ends_with("--landlock --landlock-rules path=/cache/debian.raw,access=r"));
+    }
+
+    #[test]
+    fn the_initrd_is_optional() {
+        let plan = BootPlan { initrd: None, ..plan() };
+        assert!(!arguments(&plan, false).contains(&"--initramfs".to_owned()));
+    }
+}

@@ -1,0 +1,140 @@
+//! Owns the cloud-hypervisor backend: its command line, its REST interface and its events. Made for
+//! version 52, whose seccomp filter stays on, as does its landlock where the kernel has it.
+
+mod api;
+mod args;
+
+use std::io;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+
+use self::api::Api;
+use super::monitor::{self, GuestShutdown, Monitor};
+use super::{Asked, BootPlan, Ended, Machine};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::Network;
+
+/// How long it may take until its guest's first instruction: there is memory to map.
+const BOOTED_WAIT: Duration = Duration::from_secs(30);
+/// Confinement to files came with this version of landlock (cloud-hypervisor's `landlock.rs`).
+const LANDLOCK_VERSION: u32 = 3;
+/// More than any event has: what is longer is no event.
+const EVENT_BYTES_MAX: usize = 64 << 10;
+
+pub(crate) struct CloudHypervisor {
+    api: Api,
+    monitor: Monitor,
+}
+
+/// Starts cloud-hypervisor and waits until its guest runs.
+pub(crate) async fn boot(
+    plan: &BootPlan,
+    network: &Network,
+    tap_number: u32,
+) -> Result<CloudHypervisor> {
+    let tap = network.tap(crate::net::plan::tap_name(tap_number)).await?;
+    let failed = |what| move |e: io::Error| monitor::failed(plan, what, e);
+    let (name, listener) =
+        network.listen_local(format!("vmm-{tap_number}")).await.map_err(failed("prepare"))?;
+    let (event_sender, events) = pipe::pipe().map_err(failed("prepare"))?;
+    let event_sender = event_sender.into_blocking_fd().map_err(failed("prepare"))?;
+    let fds = vec![(tap, args::TAP_FD), (listener, args::API_FD), (event_sender, args::EVENTS_FD)];
+    let landlock = crate::sys::landlock::version() >= LANDLOCK_VERSION;
+    let (monitor, shutdown) =
+        Monitor::spawn(plan, &args::arguments(plan, landlock), fds).map_err(failed("run"))?;
+    let (booted_sender, mut booted) = watch::channel(false);
+    tokio::spawn(read_events(events, booted_sender, shutdown));
+    // Its events end with it.
+    let said = async { booted.wait_for(|it| *it).await.map(|_| ()) };
+    let outcome = match tokio::time::timeout(BOOTED_WAIT, said).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => {
+            monitor.wait().await;
+            Err(io::Error::other("it ended at once"))
+        }
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    };
+    if let Err(e) = outcome {
+        monitor.kill().await;
+        return Err(monitor::failed(plan, "start", e));
+    }
+    let api = Api::new(network.clone(), name);
+    Ok(CloudHypervisor { api, monitor })
+}
+
+/// What the monitor tells of itself (`event_monitor` in its source): JSON values one after another.
+#[derive(Debug, Deserialize)]
+struct Event {
+    source: String,
+    event: String,
+}
+
+async fn read_events(
+    mut events: impl AsyncRead + Unpin,
+    booted: watch::Sender<bool>,
+    shutdown: GuestShutdown,
+) {
+    let mut unread = Vec::new();
+    loop {
+        match events.read_buf(&mut unread).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let mut values = serde_json::Deserializer::from_slice(&unread).into_iter::<Event>();
+        let mut read_to = 0;
+        while let Some(Ok(Event { source, event })) = values.next() {
+            read_to = values.byte_offset();
+            tracing::debug!("cloud-hypervisor's event {source} {event}");
+            match (source.as_str(), event.as_str()) {
+                ("vm", "booted") => drop(booted.send_replace(true)),
+                // Nobody listens any more once the machine is gone.
+                ("vm", "shutdown") => drop(shutdown.send(())),
+                _ => {}
+            }
+        }
+        unread.drain(..read_to);
+        if unread.len() > EVENT_BYTES_MAX {
+            tracing::warn!("cloud-hypervisor's events cannot be read");
+            return;
+        }
+    }
+}
+
+impl Machine for CloudHypervisor {
+    fn power_button(&self) -> Asked<'_, ()> {
+        Box::pin(self.ask("vm.power-button", None))
+    }
+
+    fn reset(&self) -> Asked<'_, ()> {
+        Box::pin(self.ask("vm.reboot", None))
+    }
+
+    fn kill(&self) -> Asked<'_, ()> {
+        Box::pin(async {
+            self.monitor.kill().await;
+            Ok(())
+        })
+    }
+
+    fn ended(&self) -> Ended {
+        self.monitor.ended()
+    }
+}
+
+impl CloudHypervisor {
+    async fn ask(&self, action: &str, body: Option<serde_json::Value>) -> Result<()> {
+        match self.api.put(action, body).await {
+            Ok(()) => Ok(()),
+            Err(_) if self.monitor.has_ended() => Ok(()),
+            Err(e) => {
+                Err(Error::new(ErrorKind::HolderDied, format!("ask cloud-hypervisor for {action}"))
+                    .hint("it hangs or was tampered with: `fleetbox stop --force` ends it")
+                    .source(e))
+            }
+        }
+    }
+}
