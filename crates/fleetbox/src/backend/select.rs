@@ -169,3 +169,41 @@ pub(crate) fn which(name: &str) -> Option<PathBuf> {
         rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok() && file.is_file()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn chosen(recorded: Option<Backend>, asked: Option<Backend>) -> Result<Choice> {
+        let home = tempfile::tempdir().unwrap();
+        let paths = Paths::at(home.path()).unwrap();
+        let wanted = Wanted { recorded, asked };
+        choose(&paths, wanted, Arch::host(), &ProgressSink::default()).await
+    }
+
+    #[tokio::test]
+    async fn without_kvm_cloud_hypervisor_is_refused_to_who_asks_and_replaced_for_who_had_it() {
+        if kvm().is_ok() || qemu_program(Arch::host()).is_err() || env::os(env::BACKEND).is_some() {
+            // Another host: the conformance list boots on it instead.
+            return;
+        }
+        let refused = chosen(None, Some(Backend::CloudHypervisor)).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::BackendUnavailable);
+        assert!(refused.hint_text().unwrap().contains("use qemu"), "{}", refused.report());
+        for recorded in [None, Some(Backend::CloudHypervisor), Some(Backend::Qemu)] {
+            let choice = chosen(recorded, None).await.unwrap();
+            assert_eq!((choice.backend, choice.accel), (Backend::Qemu, Accel::Tcg));
+            assert!(choice.note.unwrap().starts_with("no KVM: "));
+        }
+    }
+
+    #[tokio::test]
+    async fn cloud_hypervisor_emulates_nothing() {
+        let other = match Arch::host() {
+            Arch::X86_64 => Arch::Aarch64,
+            Arch::Aarch64 => Arch::X86_64,
+        };
+        let error = kvm_for(other).unwrap_err();
+        assert!(error.report().contains(&format!("does not emulate {other}")), "{error:?}");
+    }
+}

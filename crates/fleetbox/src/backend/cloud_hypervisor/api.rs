@@ -12,8 +12,6 @@ use serde_json::Value;
 
 use crate::net::{LocalName, Network};
 
-/// It answers at once unless it hangs; a pause waits for what its disks have under way.
-const ANSWER_WAIT: Duration = Duration::from_secs(20);
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// Reaches the monitor by a name that exists only in the cluster's network namespace.
@@ -21,17 +19,23 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 pub(super) struct Api {
     network: Network,
     name: LocalName,
+    answer_wait: Duration,
 }
 
 impl Api {
-    pub(super) fn new(network: Network, name: LocalName) -> Self {
-        Self { network, name }
+    pub(super) fn new(network: Network, name: LocalName, answer_wait: Duration) -> Self {
+        Self { network, name, answer_wait }
+    }
+
+    #[cfg(test)]
+    pub(super) fn answering_within(&self, answer_wait: Duration) -> Self {
+        Self { answer_wait, ..self.clone() }
     }
 
     /// Asks for an action.
     pub(super) async fn put(&self, action: &str, body: Option<Value>) -> io::Result<()> {
         let exchange = self.exchange(action, body);
-        tokio::time::timeout(ANSWER_WAIT, exchange)
+        tokio::time::timeout(self.answer_wait, exchange)
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }

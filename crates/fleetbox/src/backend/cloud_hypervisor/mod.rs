@@ -20,6 +20,8 @@ use crate::net::Network;
 
 /// How long it may take until its guest's first instruction: there is memory to map.
 const BOOTED_WAIT: Duration = Duration::from_secs(30);
+/// It answers at once unless it hangs; a pause waits for what its disks have under way.
+const ANSWER_WAIT: Duration = Duration::from_secs(20);
 /// Confinement to files came with this version of landlock (cloud-hypervisor's `landlock.rs`).
 const LANDLOCK_VERSION: u32 = 3;
 /// More than any event has: what is longer is no event.
@@ -62,7 +64,7 @@ pub(crate) async fn boot(
         monitor.kill().await;
         return Err(monitor::failed(plan, "start", e));
     }
-    let api = Api::new(network.clone(), name);
+    let api = Api::new(network.clone(), name, ANSWER_WAIT);
     Ok(CloudHypervisor { api, monitor })
 }
 
@@ -138,3 +140,6 @@ impl CloudHypervisor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

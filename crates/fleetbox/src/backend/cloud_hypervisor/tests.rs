@@ -1,0 +1,168 @@
+//! The real monitor, as far as it goes without a guest that makes progress: it starts, answers,
+//! refuses, hangs, dies. Wherever `FLEETBOX_CLOUD_HYPERVISOR`, /dev/kvm and root are to be had.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::backend::{Accel, Backend};
+use crate::env;
+use crate::spec::{Arch, Name};
+
+/// A network and the files of one machine.
+struct Lab {
+    network: Network,
+    program: PathBuf,
+    dir: tempfile::TempDir,
+}
+
+fn lab() -> Option<Lab> {
+    let program = env::path(env::CLOUD_HYPERVISOR)
+        .ok_or_else(|| "FLEETBOX_CLOUD_HYPERVISOR is not set".to_owned());
+    let kvm = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    let kvm = kvm.map_err(|e| format!("/dev/kvm: {e}"));
+    let network = || Network::start().map_err(|e| e.report());
+    match program.and_then(|program| kvm.and_then(|_| network()).map(|(n, _)| (program, n))) {
+        Ok((program, network)) => Some(Lab { network, program, dir: tempfile::tempdir().unwrap() }),
+        Err(why) => {
+            skip(&why);
+            None
+        }
+    }
+}
+
+/// A machine of this kind may be required and yet not be had by these tests, which act as root: the
+/// conformance list is what a requirement is about.
+fn skip(why: &str) {
+    eprintln!("skipped: {why}");
+}
+
+impl Lab {
+    fn plan(&self) -> BootPlan {
+        let file = |name: &str| self.dir.path().join(name);
+        let image = file("image.raw");
+        std::fs::write(&image, vec![0; 1 << 20]).unwrap();
+        if !file("disk.qcow2").exists() {
+            crate::prepare::disk::create_overlay(&file("disk.qcow2"), &image, 1 << 20).unwrap();
+        }
+        std::fs::write(file("seed.img"), vec![0; 1 << 20]).unwrap();
+        std::fs::write(file("kernel"), kernel()).unwrap();
+        BootPlan {
+            vm: Name::new("web").unwrap(),
+            backend: Backend::CloudHypervisor,
+            program: self.program.clone(),
+            accel: Accel::Kvm,
+            arch: Arch::host(),
+            cpus: 1,
+            memory_mib: 256,
+            kernel: file("kernel"),
+            initrd: None,
+            cmdline: "console=ttyS0".into(),
+            disk: file("disk.qcow2"),
+            image,
+            seed: file("seed.img"),
+            mac: "52:54:00:00:00:01".into(),
+            address: Ipv4Addr::new(10, 213, 77, 10),
+            console: file("console.log"),
+            vmm_log: file("vmm.log"),
+            ephemeral: true,
+        }
+    }
+}
+
+/// The smallest bzImage that is loaded (Documentation/arch/x86/boot.rst): one sector of set-up and
+/// code that halts for ever.
+fn kernel() -> Vec<u8> {
+    let mut kernel = vec![0; 4096];
+    kernel[0x1f1] = 1;
+    kernel[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    kernel[0x202..0x206].copy_from_slice(b"HdrS");
+    kernel[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
+    // Loaded high, at 1 MiB.
+    kernel[0x211] = 1;
+    kernel[0x214..0x218].copy_from_slice(&0x10_0000_u32.to_le_bytes());
+    kernel[1024..].fill(0xf4);
+    kernel
+}
+
+/// The monitor's pid: the child that was told to write to `console`.
+fn pid(console: &Path) -> rustix::process::Pid {
+    let console = console.to_str().unwrap();
+    let is_it = |pid: &str| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(console)
+    };
+    let entries = std::fs::read_dir("/proc").unwrap().map(|e| e.unwrap().file_name());
+    let pid = entries.map(|name| name.to_string_lossy().into_owned()).find(|name| is_it(name));
+    rustix::process::Pid::from_raw(pid.unwrap().parse().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn it_starts_answers_refuses_and_goes() {
+    let Some(lab) = lab() else { return };
+    let plan = lab.plan();
+    let machine = boot(&plan, &lab.network, 1).await.unwrap();
+    machine.ask("vm.pause", None).await.unwrap();
+    let twice = machine.ask("vm.pause", None).await.unwrap_err();
+    assert!(twice.report().contains("could not be paused"), "{}", twice.report());
+    machine.ask("vm.resume", None).await.unwrap();
+    machine.reset().await.unwrap();
+    machine.power_button().await.unwrap();
+    let taken = boot(&plan, &lab.network, 2).await.err().unwrap();
+    assert_eq!(taken.kind(), ErrorKind::Conflict, "two on one disk: {}", taken.report());
+    machine.kill().await.unwrap();
+    assert_eq!(machine.ended().borrow().as_deref(), Some("it was cut off"));
+    machine.power_button().await.expect("after the end nothing is asked");
+    let gone = machine.api.put("vm.pause", None).await.unwrap_err();
+    assert_eq!(gone.kind(), io::ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test]
+async fn its_death_is_noticed_at_once() {
+    let Some(lab) = lab() else { return };
+    let plan = lab.plan();
+    let machine = boot(&plan, &lab.network, 1).await.unwrap();
+    let mut ended = machine.ended();
+    rustix::process::kill_process(pid(&plan.console), rustix::process::Signal::KILL).unwrap();
+    let why = tokio::time::timeout(Duration::from_secs(10), ended.wait_for(Option::is_some));
+    let why = why.await.unwrap().unwrap().clone();
+    assert_eq!(why.as_deref(), Some("its monitor was killed by signal 9"));
+}
+
+#[tokio::test]
+async fn one_that_hangs_is_told_and_can_still_be_ended() {
+    let Some(lab) = lab() else { return };
+    let plan = lab.plan();
+    let mut machine = boot(&plan, &lab.network, 1).await.unwrap();
+    rustix::process::kill_process(pid(&plan.console), rustix::process::Signal::STOP).unwrap();
+    machine.api = machine.api.answering_within(Duration::from_millis(300));
+    let hangs = machine.ask("vm.pause", None).await.unwrap_err();
+    assert!(hangs.report().contains("ask cloud-hypervisor for vm.pause"), "{}", hangs.report());
+    machine.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_kernel_that_is_none_is_refused_in_its_own_words() {
+    let Some(lab) = lab() else { return };
+    let plan = lab.plan();
+    std::fs::write(&plan.kernel, "not a kernel").unwrap();
+    let error = boot(&plan, &lab.network, 1).await.err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::BackendUnavailable);
+    assert!(error.report().contains("kernel"), "{}", error.report());
+}
+
+#[tokio::test]
+async fn events_are_read_however_they_are_cut() {
+    let text = r#"{"timestamp":{"secs":0,"nanos":1},"source":"vm","event":"booted","properties":null}
+
+{"timestamp":{"secs":9,"nanos":1},"source":"vm","event":"shutdown","properties":null}
+"#;
+    for cut in 0..text.len() {
+        let (first, second) = text.as_bytes().split_at(cut);
+        let (booted, mut is_booted) = watch::channel(false);
+        let (shutdown, mut shutdowns) = tokio::sync::mpsc::unbounded_channel();
+        read_events(first.chain(second), booted, shutdown).await;
+        assert!(*is_booted.borrow_and_update(), "cut at {cut}");
+        assert_eq!(shutdowns.recv().await, Some(()), "cut at {cut}");
+    }
+}
