@@ -6,7 +6,7 @@ use std::path::Path;
 use tokio::task::JoinSet;
 
 use crate::control::client::Client;
-use crate::control::message::HolderStatus;
+use crate::control::message::{HolderStatus, WireError};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Name;
 use crate::store::paths::{MemberPaths, Paths};
@@ -15,7 +15,8 @@ use crate::vm::{State, Vm, VmInfo};
 
 /// Every VM of this state root, by cluster and name.
 ///
-/// A record that cannot be read is an error in its place; the others are still there.
+/// A record that cannot be read is an error in its place, as is a VM whose holder cannot be asked;
+/// the others are still there.
 ///
 /// # Errors
 /// If the state root itself cannot be read.
@@ -38,12 +39,12 @@ pub async fn list() -> Result<Vec<Result<VmInfo>>> {
             let records = record::members(&cluster)?;
             // Where nothing was ever created there is nobody to ask.
             let status = if records.is_empty() {
-                None
+                Ok(None)
             } else {
-                Client::new(cluster.socket()).find().await.unwrap_or_default()
+                Client::new(cluster.socket()).find().await
             };
             let infos: Vec<Result<VmInfo>> =
-                records.into_iter().map(|record| Ok(info(&record?, status.as_ref()))).collect();
+                records.into_iter().map(|record| described(&record?, &status)).collect();
             Ok((place, infos))
         });
     }
@@ -55,6 +56,14 @@ pub async fn list() -> Result<Vec<Result<VmInfo>>> {
     }
     clusters.sort_by_key(|(place, _)| *place);
     Ok(clusters.into_iter().flat_map(|(_, infos)| infos).collect())
+}
+
+/// Whether a VM runs is its holder's word: without it nothing is claimed.
+fn described(record: &VmRecord, status: &Result<Option<HolderStatus>>) -> Result<VmInfo> {
+    match status {
+        Ok(status) => Ok(info(record, status.as_ref())),
+        Err(error) => Err(Error::from(WireError::from(error)).vm(record.name.as_str())),
+    }
 }
 
 /// The VMs a name stands for: the VM of exactly that name, else the members of the cluster of that

@@ -150,3 +150,26 @@ fn stale_files_of_a_dead_holder_disturb_nobody() {
     assert_eq!(home.state("web").as_deref(), Some("stopped"));
     home.up("web");
 }
+
+#[test]
+fn a_machine_whose_holder_is_of_another_version_is_not_called_stopped() {
+    let home = Home::new();
+    home.up("web");
+    home.ok(["down", "web"]);
+    home.assert_no_process_within(GONE);
+    let listener = std::os::unix::net::UnixListener::bind(home.socket("web")).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut asked = [0; 4096];
+            // Whoever asked may be gone.
+            let _ = stream.read(&mut asked);
+            let refusal = b"{\"error\":{\"kind\":\"protocol_mismatch\",\"message\":\"speak 1\",\"hint\":\"update\"}}\n";
+            let _ = stream.write_all(refusal);
+        }
+    });
+    home.up("other");
+    let ran = home.run(["ls"]);
+    assert!(ran.stdout.contains("other") && !ran.stdout.contains("stopped"), "{}", ran.stdout);
+    ran.fails(1, &["web", "speak 1", "update"]);
+}
