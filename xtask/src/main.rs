@@ -1,8 +1,9 @@
 //! Owns the project's own chores: `tidy` checks what a program can check of the source, `bench`
-//! measures the figures the project promises. Nothing here is part of a release.
+//! measures the figures the project promises, `nested` runs the tests where KVM works. Nothing here is part of a release.
 
 mod bench;
 mod failure;
+mod nested;
 mod process;
 mod tidy;
 
@@ -27,12 +28,15 @@ enum Task {
     Tidy,
     /// Measure figures side by side with their peers; writes target/bench.json
     Bench(bench::Args),
+    /// Run fleetbox's own tests on a working KVM, inside a machine that fleetbox emulates
+    Nested(nested::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Args::parse().task {
         Task::Tidy => tidy::run(&root()),
         Task::Bench(args) => bench::run(&root(), &args),
+        Task::Nested(args) => nested::run(&root(), &args),
     };
     conclude(outcome)
 }

@@ -3,6 +3,7 @@
 
 #[cfg(feature = "unstable-fake")]
 pub(crate) mod fake;
+pub(crate) mod nested;
 mod qemu;
 pub(crate) mod select;
 
@@ -101,6 +102,9 @@ pub(crate) struct BootPlan {
     pub vmm_log: PathBuf,
     /// The disk goes with the holder, so writes need not survive a crash.
     pub ephemeral: bool,
+    /// KVM is to work in the guest.
+    #[serde(default)]
+    pub nested_virt: bool,
 }
 
 pub(crate) type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
