@@ -1,10 +1,11 @@
 //! Owns the project's own chores: `tidy` checks what a program can check of the source, `bench`
-//! measures the figures the project promises, `catalog` refreshes the images it pins. Nothing here is
-//! part of a release.
+//! measures the figures the project promises, `catalog` refreshes the images it pins, `nested` runs
+//! the tests where KVM works. Nothing here is part of a release.
 
 mod bench;
 mod catalog;
 mod failure;
+mod nested;
 mod process;
 mod tidy;
 
@@ -31,6 +32,8 @@ enum Task {
     Bench(bench::Args),
     /// Pin the newest published images in crates/fleetbox/src/images/catalog.toml
     Catalog(catalog::Args),
+    /// Run fleetbox's own tests on a working KVM, inside a machine that fleetbox emulates
+    Nested(nested::Args),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(&root()),
         Task::Bench(args) => bench::run(&root(), &args),
         Task::Catalog(args) => catalog::run(&root(), &args),
+        Task::Nested(args) => nested::run(&root(), &args),
     };
     conclude(outcome)
 }

@@ -125,6 +125,9 @@ pub(crate) struct Up {
     /// Architecture of the guest: `x86_64` or `aarch64` [default: the host's]
     #[arg(long)]
     pub arch: Option<Arch>,
+    /// Let KVM work inside the guest
+    #[arg(long)]
+    pub nested: bool,
     /// Backend to run it with
     #[arg(long)]
     pub backend: Option<Backend>,
@@ -286,9 +289,12 @@ pub(crate) enum ImageCommand {
         /// Architecture [default: the host's]
         #[arg(long)]
         arch: Option<Arch>,
-        /// One more package to put in; repeat for more
-        #[arg(long = "package", value_name = "PACKAGE")]
+        /// More packages to put in, separated by commas
+        #[arg(long = "include", alias = "package", value_name = "PACKAGE", value_delimiter = ',')]
         packages: Vec<String>,
+        /// The name to keep it under, needed with --include [default: what is built]
+        #[arg(long = "as", value_name = "NAME")]
+        name: Option<String>,
         /// Debian mirror to take all packages from [default: the host's own sources]
         #[arg(long, value_name = "URL")]
         mirror: Option<String>,

@@ -19,6 +19,7 @@ pub(crate) struct VmRow {
     cpus: u32,
     memory_mib: u32,
     disk_gib: u32,
+    nested_virt: bool,
     created_at: String,
 }
 
@@ -33,6 +34,7 @@ impl From<&VmInfo> for VmRow {
             cpus: vm.cpus,
             memory_mib: vm.memory_mib,
             disk_gib: vm.disk_gib,
+            nested_virt: vm.nested_virt,
             created_at: vm.created_at.clone(),
         }
     }

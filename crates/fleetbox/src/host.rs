@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use crate::backend::select;
+use crate::backend::{Accel, nested, select};
 use crate::error::{Error, Result};
 use crate::launch;
 use crate::spec::Arch;
@@ -91,6 +91,7 @@ pub async fn check() -> Vec<Check> {
     checks.extend([tun(), kvm(), cloud_hypervisor()]);
     checks.push(qemu());
     checks.push(other_qemu());
+    checks.push(nested_virt());
     checks.push(build_tools());
     checks
 }
@@ -216,6 +217,19 @@ fn other_qemu() -> Check {
             detail: format!("no {other} guests"),
             ..Check::failed("qemu-other", &e)
         },
+    }
+}
+
+/// Whether guests can have guests.
+fn nested_virt() -> Check {
+    let arch = Arch::host();
+    let (accel, _) = select::accel(arch);
+    match nested::check(accel, arch) {
+        Ok(()) => {
+            let how = if accel == Accel::Kvm { "by the host's KVM" } else { "by emulation" };
+            Check::good("nested", format!("KVM can work inside guests, {how}"))
+        }
+        Err(e) => Check { verdict: Verdict::Limited, ..Check::failed("nested", &e) },
     }
 }
 

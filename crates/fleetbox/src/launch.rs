@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::backend::select::{self, Choice, Wanted};
-use crate::backend::{Accel, Backend, BootPlan};
+use crate::backend::{Accel, Backend, BootPlan, nested};
 use crate::control::client::{self, Client, Hold};
 use crate::error::{Error, ErrorKind, Result};
 use crate::holder::cleanup;
@@ -176,6 +176,10 @@ async fn choose(paths: &Paths, request: &StartRequest, known: Option<&VmRecord>)
         Wanted { recorded: known.and_then(|record| record.backend), asked: request.backend };
     let arch = known.map_or(request.spec.arch, |record| record.spec.arch);
     let choice = select::choose(paths, wanted, arch, &request.progress).await?;
+    let nested_virt = known.map_or(request.spec.nested_virt, |record| record.spec.nested_virt);
+    if nested_virt && choice.backend != Backend::Fake {
+        nested::check(choice.accel, arch)?;
+    }
     if let Some(note) = &choice.note {
         request.progress.note(note.clone());
     }
@@ -239,8 +243,9 @@ async fn start_lock<'a>(cluster: &'a ClusterPaths, request: &StartRequest) -> Re
 fn ignore_options(request: &StartRequest, record: &VmRecord) {
     if request.spec_given && request.spec != record.spec {
         request.progress.note(format!(
-            "{} exists: it keeps its image {}, {} cpus, {} MiB and {} GiB; remove it to change them",
-            record.name, record.spec.image, record.spec.cpus, record.spec.memory_mib, record.spec.disk_gib
+            "{} exists: it keeps its image {}, {} cpus, {} MiB, {} GiB, KVM inside {}; remove it to change them",
+            record.name, record.spec.image, record.spec.cpus, record.spec.memory_mib,
+            record.spec.disk_gib, if record.spec.nested_virt { "on" } else { "off" }
         ));
     }
 }
@@ -423,6 +428,7 @@ fn boot_plan(
         console: member.console(),
         vmm_log: member.vmm_log(),
         ephemeral: record.ephemeral,
+        nested_virt: record.spec.nested_virt,
     }
 }
 

@@ -47,6 +47,7 @@ mod sys;
 mod skip;
 
 pub use backend::Backend;
+pub use backend::nested::nested_virt_supported;
 pub use builder::VmBuilder;
 pub use console::harmless;
 pub use control::PROTOCOL;

@@ -170,6 +170,8 @@ pub(crate) struct VmSpec {
     pub cpus: u32,
     pub memory_mib: u32,
     pub disk_gib: u32,
+    #[serde(default)]
+    pub nested_virt: bool,
 }
 
 impl Default for VmSpec {
@@ -180,6 +182,7 @@ impl Default for VmSpec {
             cpus: DEFAULT_CPUS,
             memory_mib: DEFAULT_MEMORY_MIB,
             disk_gib: DEFAULT_DISK_GIB,
+            nested_virt: false,
         }
     }
 }

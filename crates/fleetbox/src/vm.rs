@@ -114,6 +114,8 @@ pub struct VmInfo {
     pub memory_mib: u32,
     /// Disk size in GiB.
     pub disk_gib: u32,
+    /// Whether KVM is to work inside it.
+    pub nested_virt: bool,
     /// The user commands run as.
     pub user: String,
     /// When it was created, RFC 3339 in UTC.

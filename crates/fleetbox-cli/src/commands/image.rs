@@ -34,16 +34,20 @@ pub(super) async fn run(command: ImageCommand) -> Outcome {
             let arch = arch.unwrap_or_else(Arch::host);
             tell(&images::import(&path, &alias, arch, display.sink(&alias)).await?)
         }
-        ImageCommand::Build { alias, arch, packages, mirror } => {
+        ImageCommand::Build { alias, arch, packages, name, mirror } => {
             let mut options = BuildOptions::default();
             for package in packages {
                 options = options.package(package);
+            }
+            let shown = name.clone().unwrap_or_else(|| alias.clone());
+            if let Some(name) = name {
+                options = options.name(name);
             }
             if let Some(mirror) = mirror {
                 options = options.mirror(mirror);
             }
             let arch = arch.unwrap_or_else(Arch::host);
-            tell(&images::build(&alias, arch, options, display.sink(&alias)).await?)
+            tell(&images::build(&alias, arch, options, display.sink(&shown)).await?)
         }
     }
 }

@@ -69,6 +69,9 @@ fn builder(args: &Up, name: &str) -> fleetbox::VmBuilder {
     if let Some(arch) = args.arch {
         builder = builder.arch(arch);
     }
+    if args.nested {
+        builder = builder.nested_virt(true);
+    }
     if let Some(backend) = args.backend {
         builder = builder.backend(backend);
     }

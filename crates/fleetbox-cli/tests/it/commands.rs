@@ -35,6 +35,7 @@ fn ls_has_a_table_names_and_json_rows() {
         "cpus",
         "memory_mib",
         "disk_gib",
+        "nested_virt",
         "created_at",
     ];
     expected.sort_unstable();

@@ -6,6 +6,7 @@ pub(crate) mod fake;
 #[cfg(target_os = "linux")]
 mod cloud_hypervisor;
 mod monitor;
+pub(crate) mod nested;
 mod qemu;
 pub(crate) mod select;
 
@@ -112,6 +113,9 @@ pub(crate) struct BootPlan {
     pub vmm_log: PathBuf,
     /// The disk goes with the holder, so writes need not survive a crash.
     pub ephemeral: bool,
+    /// KVM is to work in the guest.
+    #[serde(default)]
+    pub nested_virt: bool,
 }
 
 pub(crate) type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;

@@ -184,11 +184,12 @@ pub async fn import(
 
 /// Builds `alias` (debian-12 or debian-13) from the host's own Debian packages with mmdebstrap, as
 /// root or as an ordinary user with subordinate ids, in about a minute. The result wins over the
-/// published image of that name. Dropping the future ends the build and leaves nothing.
+/// published image of that name, unless the options give it a name of its own. Dropping the future ends the build and leaves nothing.
 ///
 /// # Errors
 /// [`ErrorKind::HostUnsupported`] where mmdebstrap or mke2fs is missing or cannot work, with the
-/// fix as hint; [`ErrorKind::UnknownImage`] for an alias that cannot be built.
+/// fix as hint; before any work [`ErrorKind::UnknownImage`] for an alias that cannot be built,
+/// [`ErrorKind::InvalidSpec`] and [`ErrorKind::InvalidName`] for bad options.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {

@@ -45,7 +45,7 @@ pub(super) async fn resolve_with(
     }
     let alias = catalog::canonical(reference);
     if let Some((slot, record)) = cache::local(paths, alias, arch) {
-        if record.origin == Origin::Built {
+        if record.origin == Origin::Built && catalog::find(alias, arch).is_some() {
             say_once(&slot, &record, progress);
         }
         return Ok(slot.image(record));

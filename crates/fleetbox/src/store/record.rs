@@ -161,6 +161,24 @@ mod tests {
       "created_at": "2026-01-01T00:00:00Z"
     }"#;
 
+    /// The same format with what was added later, kept for ever.
+    const SAMPLE_NESTED: &str = r#"{
+      "format": 1, "name": "web-1", "cluster": "web", "index": 0,
+      "address": "10.213.77.10", "mac": "52:54:00:d5:4d:0a", "user": "fleetbox",
+      "image": "debian-12", "arch": "x86_64", "cpus": 2, "memory_mib": 4096, "disk_gib": 20,
+      "nested_virt": true, "backend": "qemu",
+      "image_path": "/i.raw", "image_stamp": {"size_bytes": 5, "modified_ns": 7},
+      "image_digest": "abc", "host_key": "ssh-ed25519 AAAA", "ephemeral": false,
+      "created_at": "2026-01-01T00:00:00Z"
+    }"#;
+
+    #[test]
+    fn nested_virtualization_is_off_in_records_from_before_it() {
+        let nested = |sample| serde_json::from_str::<VmRecord>(sample).unwrap().spec.nested_virt;
+        assert!(!nested(SAMPLE));
+        assert!(nested(SAMPLE_NESTED));
+    }
+
     #[test]
     fn an_old_record_still_reads() {
         let dir = tempfile::tempdir().unwrap();

@@ -4,6 +4,7 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use crate::backend::BootPlan;
+use crate::spec::Arch;
 
 /// Where cloud-hypervisor finds its tap, its API's listener and the pipe for its events.
 pub(super) const TAP_FD: RawFd = 10;
@@ -21,7 +22,7 @@ pub(super) fn arguments(plan: &BootPlan, landlock: bool) -> Vec<String> {
         add("--initramfs", text(initrd));
     }
     add("--cmdline", plan.cmdline.clone());
-    add("--cpus", format!("boot={}", plan.cpus));
+    add("--cpus", cpus(plan));
     add("--memory", format!("size={}M", plan.memory_mib));
     // One flag for both: given twice, only the last counts.
     add("--disk", format!("path={},image_type=qcow2,backing_files=on,id=disk0", text(&plan.disk)));
@@ -41,6 +42,15 @@ pub(super) fn arguments(plan: &BootPlan, landlock: bool) -> Vec<String> {
     args
 }
 
+fn cpus(plan: &BootPlan) -> String {
+    let nested = match (plan.arch, plan.nested_virt) {
+        (Arch::Aarch64, _) => "",
+        (Arch::X86_64, true) => ",nested=on",
+        (Arch::X86_64, false) => ",nested=off",
+    };
+    format!("boot={}{nested}", plan.cpus)
+}
+
 /// A path among the options of one argument. What separates them cannot be written in a value
 /// unless that is in quotes (cloud-hypervisor's `option_parser`).
 fn text(path: &Path) -> String {
@@ -52,7 +62,7 @@ fn text(path: &Path) -> String {
 mod tests {
     use super::*;
     use crate::backend::{Accel, Backend};
-    use crate::spec::{Arch, Name};
+    use crate::spec::Name;
     use std::net::Ipv4Addr;
 
     fn plan() -> BootPlan {
@@ -75,6 +85,7 @@ mod tests {
             console: "/console.log".into(),
             vmm_log: "/vmm.log".into(),
             ephemeral: false,
+            nested_virt: false,
         }
     }
 
@@ -85,7 +96,7 @@ mod tests {
             "--disk path=\"/a,b/disk.qcow2\",image_type=qcow2,backing_files=on,id=disk0 \
              path=/seed.img,image_type=raw,readonly=on,id=seed0 --net fd=[10],mac=52:54:00:00:00:01"
         ));
-        assert!(line.contains("--cpus boot=2 --memory size=1024M"));
+        assert!(line.contains("--cpus boot=2,nested=off --memory size=1024M"));
         assert!(!line.contains("landlock"));
     }
 

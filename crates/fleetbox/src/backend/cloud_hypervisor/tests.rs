@@ -66,6 +66,7 @@ impl Lab {
             console: file("console.log"),
             vmm_log: file("vmm.log"),
             ephemeral: true,
+            nested_virt: false,
         }
     }
 }

@@ -13,6 +13,8 @@ pub(super) const QMP_FD: RawFd = 11;
 /// Translated code kept, in MiB. Without a bound QEMU takes a gigabyte; a booted Debian needs less
 /// than this.
 const TRANSLATION_CACHE_MIB: u32 = 512;
+/// The same for a guest that has guests of its own, whose code is translated besides.
+const TRANSLATION_CACHE_NESTED_MIB: u32 = 1024;
 
 pub(super) fn arguments(plan: &BootPlan) -> Vec<String> {
     let mut args = Args(Vec::new());
@@ -55,13 +57,18 @@ fn machine(args: &mut Args, plan: &BootPlan) {
             args.add("-cpu", "host");
         }
         Accel::Tcg => {
-            args.add("-accel", format!("tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}"));
-            // The architected pointer authentication is very slow to emulate (QEMU's
-            // docs/system/arm/cpu-features.rst).
-            args.add(
-                "-cpu",
-                if plan.arch == Arch::Aarch64 { "max,pauth-impdef=on" } else { "max" },
-            );
+            let cache_mib =
+                if plan.nested_virt { TRANSLATION_CACHE_NESTED_MIB } else { TRANSLATION_CACHE_MIB };
+            args.add("-accel", format!("tcg,thread=multi,tb-size={cache_mib}"));
+            let cpu = match plan.arch {
+                // The architected pointer authentication is very slow to emulate (QEMU's
+                // docs/system/arm/cpu-features.rst).
+                Arch::Aarch64 => "max,pauth-impdef=on",
+                Arch::X86_64 if plan.nested_virt => "max,svm=on,npt=on",
+                // `max` has svm under emulation, at which udev loads a megabyte of KVM's modules.
+                Arch::X86_64 => "max,svm=off",
+            };
+            args.add("-cpu", cpu);
         }
     }
 }
@@ -134,6 +141,7 @@ mod tests {
             console: "/console.log".into(),
             vmm_log: "/vmm.log".into(),
             ephemeral: false,
+            nested_virt: false,
         }
     }
 
@@ -143,9 +151,19 @@ mod tests {
 
     #[test]
     fn emulation_bounds_its_cache_and_kvm_takes_the_hosts_processor() {
-        assert!(line(&plan()).contains("-accel tcg,thread=multi,tb-size=512 -cpu max -smp 2"));
+        assert!(
+            line(&plan()).contains("-accel tcg,thread=multi,tb-size=512 -cpu max,svm=off -smp 2")
+        );
         let kvm = BootPlan { accel: Accel::Kvm, ..plan() };
         assert!(line(&kvm).contains("-accel kvm -cpu host"));
+    }
+
+    #[test]
+    fn guests_with_guests_get_the_extension_and_a_larger_cache() {
+        let nested = BootPlan { nested_virt: true, ..plan() };
+        assert!(line(&nested).contains("tb-size=1024 -cpu max,svm=on,npt=on"));
+        let kvm = BootPlan { accel: Accel::Kvm, ..nested };
+        assert!(line(&kvm).contains("-accel kvm -cpu host -smp"));
     }
 
     #[test]

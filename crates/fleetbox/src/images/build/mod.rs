@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::cache::{Origin, Record, Slot, hex};
 use super::work::{self, Cancel};
-use super::{CachedImage, Made, forget_older};
+use super::{CachedImage, Made, catalog, forget_older};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Progress, ProgressSink, Stage};
 use crate::spec::Arch;
@@ -27,17 +27,27 @@ const SUITES: [(&str, &str); 2] = [("debian-12", "bookworm"), ("debian-13", "tri
 ///
 /// ```
 /// use fleetbox::images::BuildOptions;
-/// let options = BuildOptions::default().package("nginx").mirror("http://deb.example/debian");
+/// let options = BuildOptions::default().package("nginx").name("web-base");
 /// ```
 #[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct BuildOptions {
+    name: Option<String>,
     packages: Vec<String>,
     mirror: Option<String>,
 }
 
 impl BuildOptions {
-    /// Installs one more Debian package.
+    /// Keeps the image under a name of its own, which is then its alias; default the alias that is
+    /// built. Lowercase letters, digits, dots, hyphens and underscores; no published image's name.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Installs one more Debian package, and what it depends on. The image needs a
+    /// [`name`](Self::name) of its own then: what goes by a release's name is the plain release.
+    /// Its disk has room for about 3 GiB more.
     pub fn package(mut self, name: impl Into<String>) -> Self {
         self.packages.push(name.into());
         self
@@ -50,6 +60,17 @@ impl BuildOptions {
     }
 
     fn check(&self) -> Result<()> {
+        match &self.name {
+            Some(name) => check_name(name)?,
+            None if !self.packages.is_empty() => {
+                return Err(Error::new(
+                    ErrorKind::InvalidSpec,
+                    "add packages to an image without a name of its own",
+                )
+                .hint("give it one, with `--as NAME` or BuildOptions::name"));
+            }
+            None => {}
+        }
         let good = |name: &str| {
             name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
                 && name
@@ -78,6 +99,19 @@ impl BuildOptions {
     }
 }
 
+/// An alias that no other image has by right: a published one's could not be fetched any more.
+fn check_name(name: &str) -> Result<()> {
+    super::check_alias(name)?;
+    if catalog::aliases().all(|alias| alias != catalog::canonical(name)) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidName,
+        format!("build an image as {name}: a published image has that name"),
+    )
+    .hint("choose another name, such as my-debian-12"))
+}
+
 /// Debian's name of the release behind an alias that can be built.
 pub(super) fn suite(alias: &str) -> Option<&'static str> {
     SUITES.iter().find(|(name, _)| *name == alias).map(|(_, suite)| *suite)
@@ -99,22 +133,23 @@ pub(super) async fn build_at(
     };
     options.check()?;
     let made = Made::now();
-    let slot = Slot::new(paths, alias, &made.snapshot, arch);
+    let name = options.name.as_deref().unwrap_or(alias).to_owned();
+    let slot = Slot::new(paths, &name, &made.snapshot, arch);
     slot.make_dir()?;
-    let build_lock = Slot::new(paths, alias, "build", arch).lock();
+    let build_lock = Slot::new(paths, &name, "build", arch).lock();
     let held = lock::lock(&build_lock, || {
-        progress.note(format!("waiting for another process that builds {alias}"));
+        progress.note(format!("waiting for another process that builds {name}"));
     })
     .await?;
     let recipe = Recipe { suite, arch, options };
     let (thread_slot, sink) = (slot.clone(), progress.clone());
-    let reference = alias.to_owned();
+    let reference = name.clone();
     let image = work::run("build an image", move |cancel| {
         let _held = held;
         recipe.run(&thread_slot, reference, made, &sink, cancel)
     })
     .await?;
-    forget_older(paths, alias, arch, &slot)?;
+    forget_older(paths, &name, arch, &slot)?;
     Ok(image)
 }
 
@@ -147,7 +182,8 @@ impl Recipe {
         progress.begin(Stage::Prepare);
         say(format!("writing the disk of {reference}"));
         let disk = slot.temporary()?;
-        let layout = disk::partition(disk.as_file(), disk.path())?;
+        let extra = !self.options.packages.is_empty();
+        let layout = disk::partition(disk.as_file(), disk.path(), extra)?;
         root::write_file_system(&tools, tar.as_file(), disk.as_file(), &layout, progress, cancel)?;
         let record = Record {
             version: 0,
@@ -191,13 +227,25 @@ mod tests {
 
     #[test]
     fn options_that_could_smuggle_arguments_are_refused() {
-        BuildOptions::default().package("g++-12").mirror("http://x/debian").check().unwrap();
-        for bad in ["", "-y", "a b", "a;b", "A", "../x"] {
-            let error = BuildOptions::default().package(bad).check().unwrap_err();
+        let named = || BuildOptions::default().name("mine");
+        named().package("g++-12").mirror("http://x/debian").check().unwrap();
+        for bad in ["", "-y", "a b", "a;b", "A", "../x", "a,b", "?essential", "a/sid", "a=1", "a*"]
+        {
+            let error = named().package(bad).check().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidSpec);
         }
         for bad in ["x", "--help", "http://x y", "http://x\ny"] {
             assert!(BuildOptions::default().mirror(bad).check().is_err());
+        }
+    }
+
+    #[test]
+    fn what_goes_by_a_published_name_is_the_plain_release() {
+        let error = BuildOptions::default().package("nginx").check().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidSpec);
+        for bad in ["debian-12", "bookworm", "ubuntu-24.04", "", "-x", "../x", "A", "a/b"] {
+            let error = BuildOptions::default().name(bad).package("nginx").check().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidName, "{bad}");
         }
     }
 
