@@ -46,7 +46,7 @@ mod sys;
 #[cfg(test)]
 mod skip;
 
-pub use backend::Backend;
+pub use backend::{Backend, Capabilities};
 pub use builder::VmBuilder;
 pub use console::harmless;
 pub use control::PROTOCOL;

@@ -14,6 +14,7 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 
@@ -30,6 +31,7 @@ pub(crate) struct QemuMachine {
     qmp: Qmp,
     kill: mpsc::Sender<()>,
     ended: Ended,
+    memory_mib: u32,
 }
 
 /// Starts QEMU and waits for its greeting.
@@ -58,7 +60,7 @@ pub(crate) async fn boot(plan: &BootPlan, tap: OwnedFd) -> Result<QemuMachine> {
         _ = ended.wait_for(Option::is_some) => Err(io::Error::other("it ended at once")),
     };
     match greeted {
-        Ok(qmp) => Ok(QemuMachine { qmp, kill, ended }),
+        Ok(qmp) => Ok(QemuMachine { qmp, kill, ended, memory_mib: plan.memory_mib }),
         Err(e) => {
             // Ends the child too: `reap` sees the sender dropped.
             drop(kill);
@@ -150,11 +152,25 @@ fn tail(path: &Path) -> String {
 
 impl Machine for QemuMachine {
     fn power_button(&self) -> Asked<'_, ()> {
-        Box::pin(self.ask("system_powerdown"))
+        Box::pin(self.ask("system_powerdown", json!({})))
     }
 
     fn reset(&self) -> Asked<'_, ()> {
-        Box::pin(self.ask("system_reset"))
+        Box::pin(self.ask("system_reset", json!({})))
+    }
+
+    fn pause(&self) -> Asked<'_, ()> {
+        Box::pin(self.ask("stop", json!({})))
+    }
+
+    fn resume(&self) -> Asked<'_, ()> {
+        Box::pin(self.ask("cont", json!({})))
+    }
+
+    fn set_balloon(&self, mib: u32) -> Asked<'_, ()> {
+        // QEMU is told what shall be left.
+        let left_bytes = u64::from(self.memory_mib.saturating_sub(mib)) << 20;
+        Box::pin(self.ask("balloon", json!({ "value": left_bytes })))
     }
 
     fn kill(&self) -> Asked<'_, ()> {
@@ -172,8 +188,8 @@ impl Machine for QemuMachine {
 }
 
 impl QemuMachine {
-    async fn ask(&self, command: &str) -> Result<()> {
-        match self.qmp.execute(command).await {
+    async fn ask(&self, command: &str, arguments: Value) -> Result<()> {
+        match self.qmp.execute_with(command, &arguments).await {
             Ok(()) => Ok(()),
             Err(_) if self.ended.borrow().is_some() => Ok(()),
             Err(e) => {
