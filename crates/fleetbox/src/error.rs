@@ -70,6 +70,9 @@ pub enum ErrorKind {
     HostUnsupported,
     /// The virtual machine monitor is missing, of the wrong version, or does not start.
     BackendUnavailable,
+    /// The VM's backend cannot do it; [`Backend::capabilities`](crate::Backend::capabilities) tells
+    /// beforehand.
+    Unsupported,
     /// This backend or platform cannot join VMs to a cluster.
     ClustersUnsupported,
     /// The holder could not be started, or does not answer.
@@ -157,6 +160,7 @@ impl ErrorKind {
             | K::StateRoot
             | K::HostUnsupported
             | K::BackendUnavailable
+            | K::Unsupported
             | K::ClustersUnsupported
             | K::HolderUnavailable
             | K::HolderDied
@@ -193,6 +197,7 @@ const KIND_WORDS: &[(ErrorKind, &str)] = &[
     (ErrorKind::StateRoot, "state_root"),
     (ErrorKind::HostUnsupported, "host_unsupported"),
     (ErrorKind::BackendUnavailable, "backend_unavailable"),
+    (ErrorKind::Unsupported, "unsupported"),
     (ErrorKind::ClustersUnsupported, "clusters_unsupported"),
     (ErrorKind::HolderUnavailable, "holder_unavailable"),
     (ErrorKind::HolderDied, "holder_died"),

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::backend::select::{self, Choice, Wanted};
 use crate::backend::{Accel, Backend, BootPlan, nested};
 use crate::control::client::{self, Client, Hold};
+use crate::control::message::HolderStatus;
 use crate::error::{Error, ErrorKind, Result};
 use crate::holder::cleanup;
 use crate::images::{self, CachedImage};
@@ -126,6 +127,9 @@ async fn boot_or_join(
     if running && let Some(record) = known {
         ignore_options(request, &record);
         let hold = client.hold(&request.name).await?;
+        if is_paused(alive.as_ref(), &request.name) {
+            client.resume(&request.name).await?;
+        }
         timings.enter(Stage::Ssh);
         return Ok(Running { record, hold, accel: Accel::Tcg, started: false });
     }
@@ -169,6 +173,11 @@ async fn boot_or_join(
             Err(error)
         }
     }
+}
+
+/// A paused guest would never answer.
+fn is_paused(status: Option<&HolderStatus>, vm: &Name) -> bool {
+    status.into_iter().flat_map(|s| &s.members).any(|m| m.vm == *vm && m.paused)
 }
 
 async fn choose(paths: &Paths, request: &StartRequest, known: Option<&VmRecord>) -> Result<Choice> {

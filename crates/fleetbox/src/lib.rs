@@ -46,8 +46,8 @@ mod sys;
 #[cfg(test)]
 mod skip;
 
-pub use backend::Backend;
 pub use backend::nested::nested_virt_supported;
+pub use backend::{Backend, Capabilities};
 pub use builder::VmBuilder;
 pub use console::harmless;
 pub use control::PROTOCOL;

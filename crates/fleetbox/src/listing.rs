@@ -109,11 +109,13 @@ pub(crate) fn not_found(paths: &Paths, name: &Name) -> Error {
 /// What record and holder together say of a VM.
 pub(crate) fn info(record: &VmRecord, status: Option<&HolderStatus>) -> VmInfo {
     let members = status.iter().flat_map(|s| &s.members);
-    let running = members.into_iter().any(|m| m.vm == record.name && m.running);
-    let (state, holder_pid) = match status {
-        Some(status) if running => (State::Running, status.pid),
-        _ => (State::Stopped, None),
+    let running = members.into_iter().find(|m| m.vm == record.name && m.running);
+    let state = match running {
+        Some(member) if member.paused => State::Paused,
+        Some(_) => State::Running,
+        None => State::Stopped,
     };
+    let holder_pid = running.and(status).and_then(|status| status.pid);
     VmInfo {
         name: record.name.to_string(),
         cluster: record.cluster.to_string(),

@@ -22,7 +22,8 @@ pub const DEFAULT_USER: &str = "fleetbox";
 /// The longest name: a host name's label (RFC 1123).
 const NAME_LENGTH_MAX: usize = 63;
 const CPUS_MAX: u32 = 255;
-const MEMORY_MIB_MIN: u32 = 128;
+/// What a guest needs at the least.
+pub(crate) const MEMORY_MIB_MIN: u32 = 128;
 const MEMORY_MIB_MAX: u32 = 4 * 1024 * 1024;
 const DISK_GIB_MAX: u32 = 64 * 1024;
 

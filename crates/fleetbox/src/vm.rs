@@ -1,12 +1,14 @@
-//! Owns [`Vm`]: what a user holds. Every call hands on to the part that does the
-//! work; nothing here knows how.
+//! Owns [`Vm`]: what a user holds; `power` has its buttons. Every call hands on to the part that
+//! does the work; nothing here knows how.
+
+mod power;
 
 use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -23,11 +25,6 @@ use crate::store::lock;
 use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
 use crate::store::record::VmRecord;
 use crate::timings::Timings;
-
-/// How long a guest may take to shut down by itself: systemd stops most services well within this.
-const STOP_GRACE: Duration = Duration::from_mins(1);
-/// How long a guest may take from a reboot's request to its next login.
-const REBOOT_WAIT: Duration = Duration::from_mins(10);
 
 /// A Linux machine: a real kernel, systemd and sshd, to run commands in, copy to, connect to and
 /// break.
@@ -71,16 +68,19 @@ struct Inner {
 pub enum State {
     /// It runs; the guest may still be booting.
     Running,
+    /// It runs, but its processors stand still until [`Vm::resume`].
+    Paused,
     /// It does not run; its disk is there.
     Stopped,
 }
 
 impl State {
-    /// `running` or `stopped`.
+    /// `running`, `paused` or `stopped`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             State::Running => "running",
+            State::Paused => "paused",
             State::Stopped => "stopped",
         }
     }
@@ -306,33 +306,6 @@ impl Vm {
         Ok(crate::listing::ssh_config(&self.inner.record, &self.member(), &paths, fleetbox))
     }
 
-    /// Stops the VM: presses the power button, and after a grace time of 60 s cuts it off. The
-    /// disk stays. Does nothing if it is stopped.
-    ///
-    /// # Errors
-    /// If the holder cannot be asked.
-    pub async fn stop(&self) -> Result<()> {
-        self.stop_within(STOP_GRACE).await
-    }
-
-    /// [`Vm::stop`] with a grace time of the caller's; zero cuts it off at once.
-    ///
-    /// # Errors
-    /// As [`Vm::stop`].
-    pub async fn stop_within(&self, grace: Duration) -> Result<()> {
-        self.inner.session.close();
-        let name = &self.inner.record.name;
-        let stopped = if grace.is_zero() {
-            self.inner.client.kill(name).await
-        } else {
-            self.inner.client.stop(name, grace).await
-        };
-        match stopped {
-            Err(e) if is_gone(&e) => Ok(()),
-            stopped => stopped.map_err(|e| self.mine(e)),
-        }
-    }
-
     /// Ends the VM at once and deletes it, disk and all. Does nothing if it is gone already.
     ///
     /// # Errors
@@ -347,54 +320,6 @@ impl Vm {
         cleanup::remove_member(self.member().dir())
             .and_then(|()| cleanup::remove_if_empty(&self.inner.cluster))
             .map_err(|e| self.mine(e))
-    }
-
-    /// Reboots the guest politely and waits until it answers again. Falls back to the reset button
-    /// if the guest cannot be asked.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotRunning`]; [`ErrorKind::TimedOut`] if it does not come back within ten
-    /// minutes.
-    pub async fn reboot(&self) -> Result<()> {
-        let before = match self.boot_id().await {
-            Ok(id) => {
-                // sshd may end the session before the answer: what counts is the next boot id.
-                drop(self.shell("sudo -n systemctl reboot").output().await);
-                Some(id)
-            }
-            Err(e) if e.kind() == ErrorKind::NotRunning => return Err(e),
-            Err(_) => {
-                self.inner.client.reset(&self.inner.record.name).await.map_err(|e| self.mine(e))?;
-                None
-            }
-        };
-        self.inner.session.reset();
-        let deadline = Instant::now() + REBOOT_WAIT;
-        let mut pause = Duration::from_millis(100);
-        while Instant::now() < deadline {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(1));
-            match self.boot_id().await {
-                Ok(id) if before.as_ref() != Some(&id) => return Ok(()),
-                Err(e)
-                    if matches!(e.kind(), ErrorKind::NotRunning | ErrorKind::HostKeyMismatch) =>
-                {
-                    return Err(e);
-                }
-                // Still the old boot, or nobody there yet.
-                _ => self.inner.session.reset(),
-            }
-        }
-        Err(self.mine(
-            Error::new(ErrorKind::TimedOut, "come back from the reboot")
-                .detail(crate::console::tail(&self.member().console()))
-                .hint(format!("read `fleetbox logs {}`", self.name())),
-        ))
-    }
-
-    /// A value the kernel makes anew at each boot (random(4)).
-    async fn boot_id(&self) -> Result<String> {
-        self.ssh("cat /proc/sys/kernel/random/boot_id").await
     }
 
     fn member(&self) -> MemberPaths {
@@ -435,11 +360,6 @@ impl std::fmt::Debug for Vm {
 pub fn pass_connection(socket: impl AsFd, connection: &TcpStream) -> std::io::Result<()> {
     // One byte has to go along (unix(7)).
     crate::sys::fd::send(socket.as_fd(), &[0], Some(connection.as_fd())).map(|_| ())
-}
-
-/// Nobody is there to be asked, so nothing runs.
-fn is_gone(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotRunning | ErrorKind::HolderDied)
 }
 
 /// The SSH session of a VM; nothing is dialled yet.

@@ -47,7 +47,7 @@ async fn follow(vm: &Vm, mut offset: u64) -> Outcome {
         if written.is_err() {
             return printed(written);
         }
-        if bytes.is_empty() && vm.state().await? != State::Running {
+        if bytes.is_empty() && vm.state().await? == State::Stopped {
             return Ok(0);
         }
         tokio::time::sleep(POLL).await;

@@ -45,7 +45,33 @@ pub enum Backend {
     Fake,
 }
 
+/// What a [`Backend`] can do beyond what every one can.
+///
+/// Asking a VM for something its backend lacks is [`ErrorKind::Unsupported`] before any work.
+///
+/// ```
+/// use fleetbox::Backend;
+/// assert!(Backend::Qemu.capabilities().balloon);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// [`Vm::pause`](crate::Vm::pause) and [`Vm::resume`](crate::Vm::resume).
+    pub pause: bool,
+    /// [`Vm::set_balloon_mib`](crate::Vm::set_balloon_mib).
+    pub balloon: bool,
+}
+
 impl Backend {
+    /// What it can do, known without asking any machine.
+    #[must_use]
+    pub const fn capabilities(self) -> Capabilities {
+        match self {
+            Backend::CloudHypervisor | Backend::Qemu => Capabilities { pause: true, balloon: true },
+            Backend::Fake => Capabilities { pause: true, balloon: false },
+        }
+    }
+
     /// The word used in `FLEETBOX_BACKEND` and `--backend`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -128,8 +154,15 @@ pub(crate) type Ended = watch::Receiver<Option<String>>;
 pub(crate) trait Machine: Send + Sync {
     /// Presses the power button; the guest decides what follows.
     fn power_button(&self) -> Asked<'_, ()>;
-    /// Presses the reset button.
+    /// Presses the reset button. A paused machine stays paused.
     fn reset(&self) -> Asked<'_, ()>;
+    /// Stops its processors, if its backend is [able](Capabilities) to.
+    fn pause(&self) -> Asked<'_, ()>;
+    /// Lets its processors go on.
+    fn resume(&self) -> Asked<'_, ()>;
+    /// Asks the guest to do without that much of its memory, if its backend is
+    /// [able](Capabilities) to; 0 gives all of it back. The guest does it in its own time.
+    fn set_balloon(&self, mib: u32) -> Asked<'_, ()>;
     /// Ends the monitor at once, as a power cut would.
     fn kill(&self) -> Asked<'_, ()>;
     /// Tells when and why it ended.

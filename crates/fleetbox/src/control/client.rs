@@ -73,7 +73,20 @@ impl Client {
     }
 
     pub(crate) async fn reset(&self, vm: &Name) -> Result<()> {
-        self.done(Request::Reset { vm: vm.clone() }, REPLY_WAIT).await
+        self.done(Request::Reset { vm: vm.clone() }, REPLY_WAIT).await.map_err(|e| about(vm, e))
+    }
+
+    pub(crate) async fn pause(&self, vm: &Name) -> Result<()> {
+        self.done(Request::Pause { vm: vm.clone() }, REPLY_WAIT).await.map_err(|e| about(vm, e))
+    }
+
+    pub(crate) async fn resume(&self, vm: &Name) -> Result<()> {
+        self.done(Request::Resume { vm: vm.clone() }, REPLY_WAIT).await.map_err(|e| about(vm, e))
+    }
+
+    pub(crate) async fn set_balloon(&self, vm: &Name, mib: u32) -> Result<()> {
+        let request = Request::Balloon { vm: vm.clone(), mib };
+        self.done(request, REPLY_WAIT).await.map_err(|e| about(vm, e))
     }
 
     pub(crate) async fn close(&self) -> Result<()> {

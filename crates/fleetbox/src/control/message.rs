@@ -55,6 +55,19 @@ pub(crate) enum Request {
     Reset {
         vm: Name,
     },
+    /// Stops the processors.
+    Pause {
+        vm: Name,
+    },
+    /// Lets the processors go on.
+    Resume {
+        vm: Name,
+    },
+    /// Takes that much memory from the guest; 0 gives all back.
+    Balloon {
+        vm: Name,
+        mib: u32,
+    },
     /// Asks for a connected socket; the reply carries the fd.
     Connect {
         vm: Name,
@@ -98,6 +111,9 @@ pub(crate) struct HolderStatus {
 pub(crate) struct MemberStatus {
     pub vm: Name,
     pub running: bool,
+    /// It runs, but its processors stand still.
+    #[serde(default)]
+    pub paused: bool,
     pub address: Ipv4Addr,
     /// Why the monitor ended, if it did.
     #[serde(default)]
@@ -179,6 +195,9 @@ mod tests {
             r#"{"protocol":1,"op":"detach","vm":"web"}"#,
             r#"{"protocol":1,"op":"status"}"#,
             r#"{"protocol":1,"op":"stop","vm":"web","grace_ms":15000}"#,
+            r#"{"protocol":1,"op":"pause","vm":"web"}"#,
+            r#"{"protocol":1,"op":"resume","vm":"web"}"#,
+            r#"{"protocol":1,"op":"balloon","vm":"web","mib":256}"#,
             r#"{"protocol":1,"op":"connect","vm":"web-1","port":22}"#,
             r#"{"protocol":1,"op":"forward","vm":"web","port":80,"listen":"127.0.0.1:0"}"#,
         ] {

@@ -161,6 +161,18 @@ async fn answer(
             state.reset(&vm).await?;
             Reply::Done
         }
+        Request::Pause { vm } => {
+            state.pause(&vm).await?;
+            Reply::Done
+        }
+        Request::Resume { vm } => {
+            state.resume(&vm).await?;
+            Reply::Done
+        }
+        Request::Balloon { vm, mib } => {
+            state.set_balloon(&vm, mib).await?;
+            Reply::Done
+        }
         Request::Connect { vm, port } => {
             return Ok((Reply::Connected, Some(state.connect(&vm, port).await?)));
         }

@@ -1,9 +1,11 @@
-//! Owns the holder's members and what happens to them: boot, stop, kill, reset, sockets to them.
-//! It must not know how requests arrive.
+//! Owns the holder's members and what happens to them: boot and end, sockets to them; `power` has
+//! the buttons. It must not know how requests arrive.
 //!
 //! ```text
 //! (none) ──boot──► Booting ──► Running ──ended──► Ended ──boot──► Booting …
 //! ```
+
+mod power;
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, SocketAddrV4};
@@ -20,9 +22,6 @@ use crate::control::message::{Booted, Event, HolderStatus, MemberStatus};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Names, Network};
 use crate::spec::Name;
-
-/// A guest early in its boot does not hear the power button, so it is pressed again.
-const PRESS_AGAIN: Duration = Duration::from_secs(3);
 
 /// One cluster's holder.
 pub(super) struct State {
@@ -45,6 +44,10 @@ struct Inner {
 struct Member {
     plan: BootPlan,
     phase: Phase,
+    /// Its processors stand still.
+    paused: bool,
+    /// Taken by whoever changes that, so that the machine and the word on it agree.
+    pausing: Arc<tokio::sync::Mutex<()>>,
     /// It runs on when nobody holds it any more.
     detached: bool,
     forwards: BTreeMap<u16, Forward>,
@@ -197,6 +200,8 @@ impl State {
             let member = Member {
                 plan: plan.clone(),
                 phase: Phase::Booting,
+                paused: false,
+                pausing: Arc::default(),
                 detached: false,
                 forwards: BTreeMap::new(),
             };
@@ -270,59 +275,6 @@ impl State {
         }
     }
 
-    /// Presses the power button until the machine ends or the grace time is over, then cuts it off.
-    pub(super) async fn stop(&self, vm: &Name, grace: Duration) -> Result<()> {
-        let machine = match self.machine(vm) {
-            Err(e) if e.kind() == ErrorKind::NotRunning => return Ok(()),
-            found => found?,
-        };
-        let mut ended = machine.ended();
-        let polite = async {
-            loop {
-                machine.power_button().await?;
-                let waited =
-                    tokio::time::timeout(PRESS_AGAIN, ended.wait_for(Option::is_some)).await;
-                if waited.is_ok() {
-                    return Ok::<(), Error>(());
-                }
-            }
-        };
-        match tokio::time::timeout(grace, polite).await {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => {
-                tracing::warn!("{vm} cannot be asked to stop: {}", e.report());
-                machine.kill().await?;
-            }
-            Err(_) => {
-                tracing::warn!("{vm} did not stop within {grace:?}");
-                machine.kill().await?;
-            }
-        }
-        self.settled(vm).await;
-        Ok(())
-    }
-
-    pub(super) async fn kill(&self, vm: &Name) -> Result<()> {
-        match self.machine(vm) {
-            Err(e) if e.kind() == ErrorKind::NotRunning => Ok(()),
-            found => {
-                found?.kill().await?;
-                self.settled(vm).await;
-                Ok(())
-            }
-        }
-    }
-
-    /// Waits until the end is on the books, so that whoever asked sees it in the next status.
-    async fn settled(&self, vm: &Name) {
-        let mut life = self.life();
-        drop(life.wait_for(|_| self.machine(vm).is_err()).await);
-    }
-
-    pub(super) async fn reset(&self, vm: &Name) -> Result<()> {
-        self.machine(vm)?.reset().await
-    }
-
     /// A socket connected to the guest, ready to be passed on.
     pub(super) async fn connect(&self, vm: &Name, port: u16) -> Result<OwnedFd> {
         let to = self.address(vm, port)?;
@@ -375,24 +327,6 @@ impl State {
         }
         Ok(address)
     }
-
-    /// Cuts off every machine, side by side.
-    pub(super) async fn kill_all(&self) {
-        let machines: Vec<_> = self
-            .lock()
-            .members
-            .values()
-            .filter_map(|m| match &m.phase {
-                Phase::Running(machine) => Some(machine.clone()),
-                _ => None,
-            })
-            .collect();
-        let mut kills = tokio::task::JoinSet::new();
-        for machine in machines {
-            kills.spawn(async move { machine.kill().await });
-        }
-        while kills.join_next().await.is_some() {}
-    }
 }
 
 impl Member {
@@ -400,6 +334,7 @@ impl Member {
         MemberStatus {
             vm: self.plan.vm.clone(),
             running: !matches!(self.phase, Phase::Ended(_)),
+            paused: self.paused && matches!(self.phase, Phase::Running(_)),
             address: self.plan.address,
             ended: match &self.phase {
                 Phase::Ended(why) => Some(why.clone()),

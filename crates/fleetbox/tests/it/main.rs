@@ -3,11 +3,13 @@
 #![expect(clippy::print_stderr, reason = "a skipped test says why")]
 
 mod attribute;
+mod conformance;
 #[cfg(feature = "unstable-fake")]
 mod fake;
 mod input;
 mod readme;
 mod real;
+mod require;
 
 /// A name no other test, process or checkout uses.
 fn unique(part: &str) -> String {

@@ -1,64 +1,12 @@
-//! Real machines through the library.
+//! Real machines through the library: what takes several of them, or one that fails. What any one
+//! machine does is in `conformance`.
 
 use std::time::Duration;
 
-use fleetbox::{Backend, Result, State, Vm};
-use tokio::io::AsyncReadExt;
+use fleetbox::{Result, State, Vm};
 
+use crate::require::can_boot;
 use crate::unique;
-
-/// Whether real machines can be had here; if not, says why, or fails where they are required.
-async fn can_boot() -> bool {
-    let required = fleetbox::testing::required(Backend::Qemu).unwrap();
-    let missing: Vec<String> = fleetbox::host::check()
-        .await
-        .into_iter()
-        .filter(|check| check.verdict == fleetbox::host::Verdict::Missing)
-        .map(|check| format!("{}: {}", check.name, check.detail))
-        .collect();
-    let has_image = fleetbox::images::list().await.unwrap().iter().any(|image| {
-        image.reference == "debian-12" && image.state != fleetbox::ImageState::Available
-    });
-    if missing.is_empty() && has_image {
-        return true;
-    }
-    assert!(!required, "QEMU is required, but: {missing:?}, image here: {has_image}");
-    eprintln!("skipped: no machine boots here: {missing:?}, image here: {has_image}");
-    false
-}
-
-#[tokio::test]
-async fn a_machine_runs_commands_copies_connects_reboots_and_goes() -> Result<()> {
-    if !can_boot().await {
-        return Ok(());
-    }
-    let vm = Vm::builder(unique("journey")).memory_mib(1024).start().await?;
-    assert!(vm.ssh("uname -a").await?.contains(vm.name()));
-    assert_eq!(vm.ssh("systemctl is-system-running --wait").await?, "running");
-    assert_eq!(vm.command("id").arg("-u").sudo().run().await?.stdout_text(), "0");
-
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("f"), vec![7; 1 << 20]).unwrap();
-    vm.copy_to(dir.path().join("f"), "/tmp/").await?;
-    vm.copy_from("/tmp/f", dir.path().join("back")).await?;
-    assert_eq!(std::fs::read(dir.path().join("back")).unwrap(), vec![7; 1 << 20]);
-
-    // sshd speaks first.
-    let mut banner = [0; 4];
-    vm.connect(22).await?.read_exact(&mut banner).await.unwrap();
-    assert_eq!(&banner, b"SSH-");
-
-    // sudo'ed commands are ended with their handle, too.
-    let child = vm.command("sleep").arg("1234").sudo().spawn().await?;
-    drop(child);
-    let gone = "for i in $(seq 100); do pgrep -f 'sleep 1234$' >/dev/null || exit 0; sleep 0.1; done; exit 1";
-    vm.ssh(gone).await?;
-
-    let before = vm.ssh("cat /proc/sys/kernel/random/boot_id").await?;
-    vm.reboot().await?;
-    assert_ne!(vm.ssh("cat /proc/sys/kernel/random/boot_id").await?, before);
-    vm.destroy().await
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_machines_start_at_once() -> Result<()> {

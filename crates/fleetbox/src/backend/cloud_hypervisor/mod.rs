@@ -8,6 +8,7 @@ use std::io;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
@@ -113,6 +114,19 @@ impl Machine for CloudHypervisor {
 
     fn reset(&self) -> Asked<'_, ()> {
         Box::pin(self.ask("vm.reboot", None))
+    }
+
+    fn pause(&self) -> Asked<'_, ()> {
+        Box::pin(self.ask("vm.pause", None))
+    }
+
+    fn resume(&self) -> Asked<'_, ()> {
+        Box::pin(self.ask("vm.resume", None))
+    }
+
+    fn set_balloon(&self, mib: u32) -> Asked<'_, ()> {
+        let balloon_bytes = u64::from(mib) << 20;
+        Box::pin(self.ask("vm.resize", Some(json!({ "desired_balloon": balloon_bytes }))))
     }
 
     fn kill(&self) -> Asked<'_, ()> {

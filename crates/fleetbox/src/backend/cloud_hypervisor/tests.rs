@@ -103,10 +103,11 @@ async fn it_starts_answers_refuses_and_goes() {
     let Some(lab) = lab() else { return };
     let plan = lab.plan();
     let machine = boot(&plan, &lab.network, 1).await.unwrap();
-    machine.ask("vm.pause", None).await.unwrap();
-    let twice = machine.ask("vm.pause", None).await.unwrap_err();
+    machine.pause().await.unwrap();
+    let twice = machine.pause().await.unwrap_err();
     assert!(twice.report().contains("could not be paused"), "{}", twice.report());
-    machine.ask("vm.resume", None).await.unwrap();
+    machine.resume().await.unwrap();
+    machine.set_balloon(64).await.unwrap();
     machine.reset().await.unwrap();
     machine.power_button().await.unwrap();
     let taken = boot(&plan, &lab.network, 2).await.err().unwrap();

@@ -2,30 +2,27 @@
 //! directory. It exists to test coordination, not guests: it isolates nothing, has no terminals,
 //! and keeps any amount of input its commands do not read.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use russh::keys::{PrivateKey, PublicKey};
 use russh::server::{self, Auth, ChannelOpenHandle, Msg, Session, VerifiedPublicKey};
-use russh::{Channel, ChannelId, ChannelMsg, ChannelWriteHalf, Pty, Sig};
-use rustix::process::{Pid, Signal};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use russh::{Channel, ChannelId, Pty};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::{Child, ChildStdin};
-use tokio::sync::mpsc;
+use tokio::process::Child;
+
+use super::command;
+use super::gate::{Gated, Paused};
 
 /// What a client may send ahead. Small, so that it fits the sockets' buffers: russh, on both ends
 /// here, does not read while it cannot write.
 const WINDOW_BYTES: u32 = 256 * 1024;
-const CHUNK_BYTES: usize = 32 * 1024;
-const STDERR: u32 = 1;
 
 /// Stands in for programs of a guest that this host must not run, or would answer wrongly.
 const PROGRAMS: &[(&str, &str)] = &[
@@ -41,6 +38,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("init", REFUSE),
     ("systemctl", REFUSE),
 ];
+const HOST_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const REFUSE: &str = "echo \"${0##*/}: the fake guest has no machine to do this to\" >&2; exit 1\n";
 
 /// Who the guest is and where it lives.
@@ -53,6 +51,8 @@ pub(crate) struct FakeGuest {
     pub hostname: String,
     /// A private directory: HOME and working directory of every command.
     pub home: PathBuf,
+    /// While it says so, no byte goes in or out and every command stands still.
+    pub paused: Paused,
 }
 
 /// Serves SSH until the listener fails; dropping the future ends the connections and the commands.
@@ -62,6 +62,7 @@ pub(crate) async fn serve(listener: TcpListener, guest: FakeGuest) -> std::io::R
     let authorized =
         PublicKey::from_openssh(&guest.authorized_key).map_err(std::io::Error::other)?;
     write_programs(&guest)?;
+    write_boot_id(&guest)?;
     let config = Arc::new(server::Config {
         keys: vec![host_key],
         auth_rejection_time: Duration::ZERO,
@@ -85,7 +86,9 @@ async fn converse(config: Arc<server::Config>, stream: TcpStream, shared: Arc<Sh
         stream.set_nodelay(true)?;
         let _hang_up =
             HangUp(rustix::io::fcntl_dupfd_cloexec(&stream, 0).map_err(std::io::Error::from)?);
+        let paused = shared.guest.paused.clone();
         let handler = Connection { shared, channels: HashMap::new(), commands: Vec::new() };
+        let stream = Gated::new(stream, paused);
         server::run_stream(config, stream, handler).await?.await
     };
     if let Err(error) = result.await {
@@ -112,6 +115,27 @@ fn write_programs(guest: &FakeGuest) -> std::io::Result<()> {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
     }
     Ok(())
+}
+
+/// Every serving is a boot; this process's clock tells them apart.
+fn write_boot_id(guest: &FakeGuest) -> std::io::Result<()> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    std::fs::write(boot_id(guest), format!("{}\n", now.as_nanos()))
+}
+
+fn boot_id(guest: &FakeGuest) -> PathBuf {
+    guest.home.join(".bin/boot_id")
+}
+
+/// The host's kernel would tell of the host's boot.
+fn with_own_boot_id<'a>(guest: &FakeGuest, text: &'a [u8]) -> Cow<'a, [u8]> {
+    match std::str::from_utf8(text) {
+        Ok(line) if line.contains(HOST_BOOT_ID) => {
+            let own = boot_id(guest).to_string_lossy().into_owned();
+            Cow::Owned(line.replace(HOST_BOOT_ID, &own).into_bytes())
+        }
+        _ => Cow::Borrowed(text),
+    }
 }
 
 struct Shared {
@@ -199,7 +223,12 @@ impl server::Handler for Connection {
             }
         };
         session.channel_success(id)?;
-        let task = tokio::spawn(run(Group::of(child), channel, session.handle()));
+        let task = tokio::spawn(command::run(
+            child,
+            channel,
+            session.handle(),
+            self.shared.guest.paused.clone(),
+        ));
         self.commands.retain(|command| !command.is_finished());
         self.commands.push(task.abort_handle());
         Ok(())
@@ -211,9 +240,10 @@ fn spawn(guest: &FakeGuest, text: &[u8]) -> std::io::Result<Child> {
     path.push(":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     #[expect(clippy::disallowed_methods, reason = "the fake guest's commands run on the host")]
     let mut command = std::process::Command::new("/bin/sh");
+    let text = with_own_boot_id(guest, text);
     command
         .arg("-c")
-        .arg(std::ffi::OsStr::from_bytes(text))
+        .arg(std::ffi::OsStr::from_bytes(&text))
         .env_clear()
         .env("PATH", path)
         .env("HOME", &guest.home)
@@ -229,162 +259,4 @@ fn spawn(guest: &FakeGuest, text: &[u8]) -> std::io::Result<Child> {
         crate::sys::session::see_own_processes(&mut command);
     }
     tokio::process::Command::from(command).kill_on_drop(true).spawn()
-}
-
-/// A command and whatever it starts in its process group; dropping it kills them.
-struct Group {
-    child: Child,
-    pid: Option<Pid>,
-}
-
-impl Group {
-    fn of(child: Child) -> Self {
-        let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-        Self { child, pid }
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Some(pid) = self.pid {
-            // The group may be gone.
-            let _ = rustix::process::kill_process_group(pid, signal);
-        }
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        self.signal(Signal::KILL);
-    }
-}
-
-/// Plays sshd for one command: streams, signals, and how it ended.
-async fn run(mut group: Group, channel: Channel<Msg>, handle: server::Handle) {
-    let id = channel.id();
-    let (mut read, write) = channel.split();
-    let (input, chunks) = mpsc::unbounded_channel();
-    let stdin = group.child.stdin.take();
-    let feeding = tokio::spawn(feed(stdin, chunks));
-    let (stdout, stderr) = (group.child.stdout.take(), group.child.stderr.take());
-    let mut input = Some(input);
-    {
-        let pumping =
-            async { tokio::join!(pump(stdout, &write, None), pump(stderr, &write, Some(STDERR))) };
-        tokio::pin!(pumping);
-        loop {
-            tokio::select! {
-                _ = &mut pumping => break,
-                message = read.wait() => match message {
-                    Some(ChannelMsg::Data { data }) => {
-                        if let Some(input) = &input {
-                            // A command that closed its input ignores the rest.
-                            let _ = input.send(data);
-                        }
-                    }
-                    Some(ChannelMsg::Eof) => input = None,
-                    Some(ChannelMsg::Signal { signal }) => {
-                        if let Some(signal) = signal_of(&signal) {
-                            group.signal(signal);
-                        }
-                    }
-                    Some(ChannelMsg::Close) | None => {
-                        feeding.abort();
-                        return;
-                    }
-                    Some(_) => {}
-                },
-            }
-        }
-    }
-    // Its output is closed; what it may still do is end. A client that hangs up kills it.
-    let status = tokio::select! {
-        status = group.child.wait() => status,
-        () = gone(&mut read) => return feeding.abort(),
-    };
-    feeding.abort();
-    // What it left running in the background is not ours to kill, as with sshd.
-    group.pid = None;
-    if let Ok(status) = status {
-        // Errors mean that the client is gone.
-        let _ = write.eof().await;
-        report(status, id, &write, &handle).await;
-        let _ = write.close().await;
-    }
-}
-
-async fn gone(read: &mut russh::ChannelReadHalf) {
-    while !matches!(read.wait().await, Some(ChannelMsg::Close) | None) {}
-}
-
-async fn feed(stdin: Option<ChildStdin>, mut chunks: mpsc::UnboundedReceiver<Bytes>) {
-    let Some(mut stdin) = stdin else {
-        return;
-    };
-    while let Some(chunk) = chunks.recv().await {
-        if stdin.write_all(&chunk).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Copies a stream at the pace the client's window allows.
-async fn pump(
-    stream: Option<impl AsyncRead + Unpin>,
-    write: &ChannelWriteHalf<Msg>,
-    extended: Option<u32>,
-) {
-    let Some(mut stream) = stream else {
-        return;
-    };
-    loop {
-        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-        if !matches!(stream.read_buf(&mut chunk).await, Ok(count) if count > 0) {
-            return;
-        }
-        let sent = match extended {
-            None => write.data_bytes(chunk).await,
-            Some(code) => write.extended_data_bytes(code, chunk).await,
-        };
-        if sent.is_err() {
-            return;
-        }
-    }
-}
-
-async fn report(
-    status: ExitStatus,
-    id: ChannelId,
-    write: &ChannelWriteHalf<Msg>,
-    handle: &server::Handle,
-) {
-    // Errors mean that the client is gone.
-    if let Some(code) = status.code() {
-        let _ = write.exit_status(code.cast_unsigned()).await;
-    } else if let Some(number) = status.signal() {
-        let name = SIGNALS
-            .iter()
-            .find(|(signal, _)| signal.as_raw() == number)
-            .map_or_else(|| Sig::Custom(number.to_string()), |(_, name)| name.clone());
-        let core = status.core_dumped();
-        let _ = handle.exit_signal_request(id, name, core, String::new(), String::new()).await;
-    }
-}
-
-const SIGNALS: &[(Signal, Sig)] = &[
-    (Signal::ABORT, Sig::ABRT),
-    (Signal::ALARM, Sig::ALRM),
-    (Signal::FPE, Sig::FPE),
-    (Signal::HUP, Sig::HUP),
-    (Signal::ILL, Sig::ILL),
-    (Signal::INT, Sig::INT),
-    (Signal::KILL, Sig::KILL),
-    (Signal::PIPE, Sig::PIPE),
-    (Signal::QUIT, Sig::QUIT),
-    (Signal::SEGV, Sig::SEGV),
-    (Signal::TERM, Sig::TERM),
-    (Signal::USR1, Sig::USR1),
-];
-
-fn signal_of(asked: &Sig) -> Option<Signal> {
-    let same = |name: &Sig| format!("{name:?}") == format!("{asked:?}");
-    SIGNALS.iter().find(|(_, name)| same(name)).map(|(signal, _)| *signal)
 }

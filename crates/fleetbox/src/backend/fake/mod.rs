@@ -2,12 +2,15 @@
 //! that runs commands on the host in the guest's. It exercises callers, control and holder across
 //! processes; it proves nothing about machines.
 
+mod command;
+mod gate;
 pub(crate) mod guest;
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddrV4;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
@@ -16,6 +19,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use self::gate::{Gated, Paused};
 use self::guest::FakeGuest;
 use super::{Asked, BootPlan, Ended, Machine};
 use crate::error::{Error, ErrorKind, Result};
@@ -29,6 +33,7 @@ struct FakeMachine {
     end: mpsc::Sender<&'static str>,
     ended: Ended,
     reboot: Box<dyn Fn() + Send + Sync>,
+    paused: watch::Sender<bool>,
 }
 
 /// "Boots": the guest answers when this returns.
@@ -41,7 +46,8 @@ pub(super) async fn boot(plan: &BootPlan, network: &Network) -> Result<impl Mach
         .await
         .and_then(TcpListener::from_std)
         .map_err(failed("serve echo"))?;
-    let guest = from_seed(plan).map_err(failed("read the seed"))?;
+    let (paused, pause) = watch::channel(false);
+    let guest = from_seed(plan, pause.clone()).map_err(failed("read the seed"))?;
     write_console(&plan.console).map_err(failed("write the console"))?;
     #[expect(clippy::disallowed_methods, reason = "a backend starts its monitor")]
     let mut command = std::process::Command::new(&plan.program);
@@ -55,7 +61,7 @@ pub(super) async fn boot(plan: &BootPlan, network: &Network) -> Result<impl Mach
     let (end, end_asked) = mpsc::channel(1);
     let (ended_sender, ended) = watch::channel(None);
     let serving: Arc<Mutex<JoinHandle<()>>> = Arc::new(Mutex::new(serve(&ssh, &guest)));
-    let echoing = tokio::spawn(serve_echo(echo));
+    let echoing = tokio::spawn(serve_echo(echo, pause));
     let (serving_end, console) = (serving.clone(), plan.console.clone());
     tokio::spawn(async move {
         let why = reap(child, end_asked).await;
@@ -71,7 +77,7 @@ pub(super) async fn boot(plan: &BootPlan, network: &Network) -> Result<impl Mach
             tracing::warn!("write the fake console: {e}");
         }
     });
-    Ok(FakeMachine { end, ended, reboot })
+    Ok(FakeMachine { end, ended, reboot, paused })
 }
 
 fn lock(task: &Mutex<JoinHandle<()>>) -> std::sync::MutexGuard<'_, JoinHandle<()>> {
@@ -99,10 +105,11 @@ fn serve(ssh: &std::net::TcpListener, guest: &FakeGuest) -> JoinHandle<()> {
     })
 }
 
-async fn serve_echo(listener: TcpListener) {
-    while let Ok((mut stream, _)) = listener.accept().await {
+async fn serve_echo(listener: TcpListener, paused: Paused) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let stream = Gated::new(stream, paused.clone());
         tokio::spawn(async move {
-            let (mut read, mut write) = stream.split();
+            let (mut read, mut write) = tokio::io::split(stream);
             // The peer's hang-up is the end of an echo.
             drop(tokio::io::copy(&mut read, &mut write).await);
         });
@@ -116,7 +123,7 @@ async fn reap(mut child: Child, mut end_asked: mpsc::Receiver<&'static str>) -> 
     loop {
         tokio::select! {
             status = child.wait() => {
-                return asked.map_or_else(|| format!("its monitor ended: {status:?}"), str::to_owned);
+                return asked.map_or_else(|| describe(&status), str::to_owned);
             }
             why = end_asked.recv(), if asked.is_none() => {
                 asked = Some(why.unwrap_or("it was cut off"));
@@ -127,6 +134,13 @@ async fn reap(mut child: Child, mut end_asked: mpsc::Receiver<&'static str>) -> 
     }
 }
 
+fn describe(status: &io::Result<ExitStatus>) -> String {
+    match status.as_ref().map(ExitStatus::signal) {
+        Ok(Some(signal)) => format!("its monitor was killed by signal {signal}"),
+        _ => format!("its monitor ended: {status:?}"),
+    }
+}
+
 /// What a real guest's console would show of its stages.
 fn write_console(console: &Path) -> io::Result<()> {
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(console)?;
@@ -134,7 +148,7 @@ fn write_console(console: &Path) -> io::Result<()> {
 }
 
 /// Reads its configuration from the seed, as a real guest does.
-fn from_seed(plan: &BootPlan) -> io::Result<FakeGuest> {
+fn from_seed(plan: &BootPlan, paused: Paused) -> io::Result<FakeGuest> {
     let volume = fatfs::FileSystem::new(std::fs::File::open(&plan.seed)?, fatfs::FsOptions::new())?;
     let mut user_data = String::new();
     volume.root_dir().open_file("user-data")?.read_to_string(&mut user_data)?;
@@ -152,6 +166,7 @@ fn from_seed(plan: &BootPlan) -> io::Result<FakeGuest> {
         user: text(&user["name"])?,
         hostname: plan.vm.to_string(),
         home,
+        paused,
     })
 }
 
@@ -172,6 +187,21 @@ impl Machine for FakeMachine {
     fn reset(&self) -> Asked<'_, ()> {
         (self.reboot)();
         Box::pin(async { Ok(()) })
+    }
+
+    fn pause(&self) -> Asked<'_, ()> {
+        self.paused.send_replace(true);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn resume(&self) -> Asked<'_, ()> {
+        self.paused.send_replace(false);
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Never asked: its backend has no balloon.
+    fn set_balloon(&self, _mib: u32) -> Asked<'_, ()> {
+        Box::pin(async { Err(Error::new(ErrorKind::Unsupported, "balloon: there is no machine")) })
     }
 
     fn kill(&self) -> Asked<'_, ()> {

@@ -38,6 +38,7 @@ pub(super) fn arguments(plan: &BootPlan) -> Vec<String> {
     args.add("-device", format!("virtio-net-pci,netdev=net0,mac={},romfile=", plan.mac));
     args.add("-object", "rng-random,id=rng0,filename=/dev/urandom");
     args.add("-device", "virtio-rng-pci,rng=rng0");
+    args.add("-device", "virtio-balloon-pci");
     args.add("-chardev", format!("file,id=console0,path={}", option(&path(&plan.console))));
     args.add("-serial", "chardev:console0");
     args.add("-chardev", format!("socket,id=qmp0,fd={QMP_FD}"));

@@ -9,6 +9,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use self::qmp::Qmp;
 use super::monitor::{self, Monitor};
 use super::{Asked, BootPlan, Ended, Machine};
@@ -20,6 +22,7 @@ const GREETING_WAIT: Duration = Duration::from_secs(30);
 pub(crate) struct QemuMachine {
     qmp: Qmp,
     monitor: Monitor,
+    memory_mib: u32,
 }
 
 /// Starts QEMU and waits for its greeting.
@@ -36,7 +39,7 @@ pub(crate) async fn boot(plan: &BootPlan, tap: OwnedFd) -> Result<QemuMachine> {
         () = monitor.wait() => Err(io::Error::other("it ended at once")),
     };
     match greeted {
-        Ok(qmp) => Ok(QemuMachine { qmp, monitor }),
+        Ok(qmp) => Ok(QemuMachine { qmp, monitor, memory_mib: plan.memory_mib }),
         Err(e) => {
             monitor.kill().await;
             Err(monitor::failed(plan, "start", e))
@@ -51,11 +54,25 @@ async fn greet(socket: UnixStream, shutdown: monitor::GuestShutdown) -> io::Resu
 
 impl Machine for QemuMachine {
     fn power_button(&self) -> Asked<'_, ()> {
-        Box::pin(self.ask("system_powerdown"))
+        Box::pin(self.ask("system_powerdown", json!({})))
     }
 
     fn reset(&self) -> Asked<'_, ()> {
-        Box::pin(self.ask("system_reset"))
+        Box::pin(self.ask("system_reset", json!({})))
+    }
+
+    fn pause(&self) -> Asked<'_, ()> {
+        Box::pin(self.ask("stop", json!({})))
+    }
+
+    fn resume(&self) -> Asked<'_, ()> {
+        Box::pin(self.ask("cont", json!({})))
+    }
+
+    fn set_balloon(&self, mib: u32) -> Asked<'_, ()> {
+        // QEMU is told what shall be left.
+        let left_bytes = u64::from(self.memory_mib.saturating_sub(mib)) << 20;
+        Box::pin(self.ask("balloon", json!({ "value": left_bytes })))
     }
 
     fn kill(&self) -> Asked<'_, ()> {
@@ -71,8 +88,8 @@ impl Machine for QemuMachine {
 }
 
 impl QemuMachine {
-    async fn ask(&self, command: &str) -> Result<()> {
-        match self.qmp.execute(command).await {
+    async fn ask(&self, command: &str, arguments: Value) -> Result<()> {
+        match self.qmp.execute_with(command, &arguments).await {
             Ok(()) => Ok(()),
             Err(_) if self.monitor.has_ended() => Ok(()),
             Err(e) => {

@@ -49,6 +49,11 @@ impl Qmp {
 
     /// Runs a command without arguments and waits for its answer.
     pub(super) async fn execute(&self, command: &str) -> io::Result<()> {
+        self.execute_with(command, &json!({})).await
+    }
+
+    /// Runs a command and waits for its answer.
+    pub(super) async fn execute_with(&self, command: &str, arguments: &Value) -> io::Result<()> {
         let (sender, receiver) = oneshot::channel();
         let id = {
             let mut pending = lock(&self.waiting);
@@ -60,7 +65,7 @@ impl Qmp {
             pending.by_id.insert(id, sender);
             id
         };
-        let mut line = json!({ "execute": command, "id": id }).to_string();
+        let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         line.push('\n');
         self.writer.lock().await.write_all(line.as_bytes()).await?;
         let answer = tokio::time::timeout(ANSWER_WAIT, receiver).await;

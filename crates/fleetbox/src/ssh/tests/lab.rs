@@ -43,6 +43,7 @@ impl Lab {
             user: "fleetbox".to_owned(),
             hostname: "web".to_owned(),
             home: dir.path().to_owned(),
+            paused: tokio::sync::watch::channel(false).1,
         };
         let server = tokio::spawn(async move { serve(listener, guest).await.unwrap() });
         Self::new(dir, address, "fleetbox", &host, client, server)

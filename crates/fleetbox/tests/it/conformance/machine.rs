@@ -1,0 +1,186 @@
+//! The machine as it runs: what it is, standing still, memory.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fleetbox::{ErrorKind, Result, State, Vm};
+
+use super::bed::{Bed, CPUS, DISK_GIB, MEMORY_MIB, until};
+
+/// Long enough for any guest to have answered, were it running.
+const STANDS_STILL: Duration = Duration::from_secs(2);
+
+pub(super) async fn a_start_returns_what_was_asked_for(bed: &mut Bed) -> Result<()> {
+    let vm = bed.vm();
+    assert_eq!(vm.name(), bed.name);
+    assert_eq!(vm.state().await?, State::Running);
+    let info = vm.info().await?;
+    assert_eq!((info.name.as_str(), info.state), (vm.name(), State::Running));
+    assert_eq!(std::net::IpAddr::V4(info.address), vm.address());
+    assert_eq!((info.cpus, info.memory_mib, info.disk_gib), (CPUS, MEMORY_MIB, DISK_GIB));
+    assert_eq!(info.image, fleetbox::DEFAULT_IMAGE);
+    assert_eq!(info.arch, fleetbox::Arch::host());
+    let holder = info.holder_pid.expect("a holder");
+    assert!(Path::new(&format!("/proc/{holder}")).exists());
+    let listed: Vec<_> = fleetbox::list().await?.into_iter().flatten().collect();
+    let listed = listed.iter().find(|listed| listed.name == bed.name).expect("a row in the list");
+    assert_eq!((listed.state, listed.address), (State::Running, info.address));
+    Ok(())
+}
+
+pub(super) async fn a_start_of_a_running_one_joins_it(bed: &mut Bed) -> Result<()> {
+    let before = boot_id(bed.vm()).await?;
+    let joined = bed.builder().start().await?;
+    assert_eq!(joined.info().await?.holder_pid, bed.vm().info().await?.holder_pid);
+    assert_eq!(boot_id(&joined).await?, before);
+    // The other handle's end is not the machine's.
+    joined.release().await;
+    assert_eq!(bed.vm().ssh("echo here").await?, "here");
+    Ok(())
+}
+
+pub(super) async fn the_console_has_the_boot(bed: &mut Bed) -> Result<()> {
+    let console = bed.vm().console().await?;
+    assert!(String::from_utf8_lossy(&console).contains("Linux version"));
+    assert!(std::fs::read(bed.vm().console_path())?.starts_with(&console));
+    Ok(())
+}
+
+pub(super) async fn the_host_key_is_the_pinned_one(bed: &mut Bed) -> Result<()> {
+    let config = bed.vm().ssh_config(Path::new("/usr/bin/fleetbox"))?;
+    assert!(config.contains("StrictHostKeyChecking yes"), "{config}");
+    let line = config.lines().find_map(|line| line.trim().strip_prefix("UserKnownHostsFile "));
+    let known_hosts = std::fs::read_to_string(line.expect("the file").trim_matches('"'))?;
+    let pinned: Vec<_> = known_hosts.split_whitespace().take(3).collect();
+    assert_eq!(pinned[..2], [bed.name.as_str(), "ssh-ed25519"]);
+    if bed.has_guest() {
+        let keys = bed.vm().ssh("cat /etc/ssh/ssh_host_*_key.pub").await?;
+        assert!(keys.contains(pinned[2]) && keys.lines().count() == 1, "{keys}");
+    }
+    Ok(())
+}
+
+pub(super) async fn the_user_has_the_name_and_sudo(bed: &mut Bed) -> Result<()> {
+    let vm = bed.vm();
+    assert_eq!(vm.ssh("hostname").await?, vm.name());
+    assert_eq!(vm.ssh("echo $USER").await?, fleetbox::DEFAULT_USER);
+    let home = vm.ssh("echo ~").await?;
+    assert_eq!(vm.ssh("pwd").await?, home);
+    assert_eq!(vm.command("echo").arg("root's").sudo().run().await?.stdout_text(), "root's");
+    if bed.has_guest() {
+        assert_eq!(vm.ssh("id -un").await?, vm.info().await?.user);
+        assert_eq!(vm.command("id").arg("-u").sudo().run().await?.stdout_text(), "0");
+    }
+    Ok(())
+}
+
+pub(super) async fn the_system_is_whole(bed: &mut Bed) -> Result<()> {
+    assert_eq!(bed.vm().ssh("systemctl is-system-running --wait").await?, "running");
+    Ok(())
+}
+
+pub(super) async fn cpus_memory_and_disk_are_as_asked(bed: &mut Bed) -> Result<()> {
+    assert_eq!(bed.vm().ssh("nproc").await?, CPUS.to_string());
+    // The kernel and firmware keep some for themselves.
+    let total_mib = memory_mib(bed.vm(), "MemTotal").await?;
+    assert!((MEMORY_MIB * 3 / 4..=MEMORY_MIB).contains(&total_mib), "{total_mib} MiB");
+    let disk = bed.vm().ssh("cat /sys/class/block/vda/size").await?;
+    assert_eq!(disk, (u64::from(DISK_GIB) << 21).to_string(), "sectors of 512 bytes");
+    // The root file system was grown over it.
+    let root_mib = number(&bed.vm().ssh("df -BM --output=size / | tail -n 1").await?);
+    assert!(root_mib > DISK_GIB * 1024 * 4 / 5, "{root_mib} MiB of {DISK_GIB} GiB");
+    Ok(())
+}
+
+pub(super) async fn a_paused_one_stands_still_and_goes_on(bed: &mut Bed) -> Result<()> {
+    let vm = bed.vm();
+    if !bed.backend.capabilities().pause {
+        for refused in [vm.pause().await, vm.resume().await] {
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::Unsupported);
+        }
+        assert_eq!(vm.ssh("echo here").await?, "here");
+        return Ok(());
+    }
+    let boot = boot_id(vm).await?;
+    // It ticks: were it not paused, it would be found to have gone on.
+    let ticking = "echo 0 > ticks; while sleep 0.1; do echo $(($(cat ticks) + 1)) > ticks.new && \
+                   mv ticks.new ticks; done";
+    let ticker = vm.shell(ticking).spawn().await?;
+    until("the first tick", async || vm.ssh("cat ticks").await.is_ok_and(|t| t != "0")).await;
+    vm.pause().await?;
+    vm.pause().await?;
+    assert_eq!(vm.state().await?, State::Paused);
+    let mut late = Box::pin(vm.ssh("cat ticks"));
+    let waited = tokio::time::timeout(STANDS_STILL, &mut late).await;
+    assert!(waited.is_err(), "a paused guest answered: {waited:?}");
+    vm.resume().await?;
+    vm.resume().await?;
+    assert_eq!(vm.state().await?, State::Running);
+    // What was asked meanwhile is answered now.
+    let ticks = number(&late.await?);
+    until("the next tick", async || vm.ssh("cat ticks").await.is_ok_and(|t| number(&t) > ticks))
+        .await;
+    drop(ticker);
+    assert_eq!(boot_id(vm).await?, boot);
+    Ok(())
+}
+
+pub(super) async fn a_start_of_a_paused_one_resumes_it(bed: &mut Bed) -> Result<()> {
+    if bed.backend.capabilities().pause {
+        bed.vm().pause().await?;
+        let joined = bed.builder().start().await?;
+        assert_eq!(joined.state().await?, State::Running);
+        assert_eq!(joined.ssh("echo here").await?, "here");
+    }
+    Ok(())
+}
+
+pub(super) async fn a_balloon_takes_memory_and_gives_it_back(bed: &mut Bed) -> Result<()> {
+    const TAKEN_MIB: u32 = 256;
+    let vm = bed.vm();
+    if !bed.backend.capabilities().balloon {
+        let error = vm.set_balloon_mib(TAKEN_MIB).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.hint_text().is_some());
+        assert_eq!(vm.ssh("echo here").await?, "here");
+        return Ok(());
+    }
+    let before_mib = memory_mib(vm, "MemTotal").await?;
+    vm.set_balloon_mib(TAKEN_MIB).await?;
+    until("the balloon's growth", async || {
+        memory_mib(vm, "MemTotal").await.is_ok_and(|mib| mib + TAKEN_MIB <= before_mib)
+    })
+    .await;
+    vm.set_balloon_mib(0).await?;
+    until("the balloon's end", async || {
+        memory_mib(vm, "MemTotal").await.is_ok_and(|mib| mib == before_mib)
+    })
+    .await;
+    Ok(())
+}
+
+pub(super) async fn too_large_a_balloon_is_refused(bed: &mut Bed) -> Result<()> {
+    let began = Instant::now();
+    let error = bed.vm().set_balloon_mib(MEMORY_MIB - 64).await.unwrap_err();
+    let can = bed.backend.capabilities().balloon;
+    let expected = if can { ErrorKind::InvalidSpec } else { ErrorKind::Unsupported };
+    assert_eq!(error.kind(), expected);
+    assert!(began.elapsed() < Duration::from_secs(1), "work was done for nothing");
+    Ok(())
+}
+
+pub(super) async fn boot_id(vm: &Vm) -> Result<String> {
+    vm.ssh("cat /proc/sys/kernel/random/boot_id").await
+}
+
+/// A line of the guest's meminfo.
+async fn memory_mib(vm: &Vm, key: &str) -> Result<u32> {
+    let line = vm.command("grep").arg(format!("^{key}:")).arg("/proc/meminfo").run().await?;
+    Ok(number(&line.stdout_text()) / 1024)
+}
+
+/// The number in a text of one.
+fn number(text: &str) -> u32 {
+    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or_else(|e| panic!("no number in {text:?}: {e}"))
+}
