@@ -27,6 +27,15 @@ pub fn nested_virt_supported() -> bool {
     check(accel, Arch::host()).is_ok()
 }
 
+/// Whether this host is itself a virtual machine, as far as its processor says: then its KVM, if it
+/// has one, is nested, and may be slower than a bare one by any factor.
+pub(crate) fn host_is_virtual() -> bool {
+    // Elsewhere than on Linux there is no such file, and no KVM either.
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    flags.split_whitespace().any(|flag| flag == "hypervisor")
+}
+
 /// Refuses a guest that shall have KVM where it cannot, with the fix.
 pub(crate) fn check(accel: Accel, arch: Arch) -> Result<()> {
     check_at(Path::new("/sys/module"), accel, arch)

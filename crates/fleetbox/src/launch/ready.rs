@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::backend::Accel;
+use crate::backend::{Accel, nested};
 use crate::console::{self, StageReader};
 use crate::control::client::Hold;
 use crate::control::message::Event;
@@ -17,6 +17,9 @@ use crate::timings::Timings;
 
 /// A kernel on a working KVM writes its first line well within a second.
 const SILENCE: Duration = Duration::from_secs(10);
+/// On a nested one it unpacks itself first at what pace the outer machine gives: half a minute
+/// where that is emulated and idle.
+const SILENCE_NESTED: Duration = Duration::from_mins(3);
 /// Generous: several emulated guests may boot side by side on a laptop.
 const LIMIT_EMULATED: Duration = Duration::from_mins(10);
 const LIMIT_KVM: Duration = Duration::from_mins(3);
@@ -31,7 +34,7 @@ pub(super) fn limit(asked: Option<Duration>, accel: Accel) -> Result<Duration> {
     Ok(match (asked, env::ip_wait_timeout()?) {
         (Some(asked), _) => asked,
         (None, Some(set)) => set,
-        (None, None) if accel == Accel::Kvm => LIMIT_KVM,
+        (None, None) if accel == Accel::Kvm && !nested::host_is_virtual() => LIMIT_KVM,
         (None, None) => LIMIT_EMULATED,
     })
 }
@@ -39,7 +42,8 @@ pub(super) fn limit(asked: Option<Duration>, accel: Accel) -> Result<Duration> {
 /// Whether the guest wrote nothing at all for too long.
 pub(super) async fn is_silent(hold: &mut Hold, console: &Path) -> Result<bool> {
     let mut pause = POLL_FIRST;
-    let deadline = Instant::now() + SILENCE;
+    let silence = if nested::host_is_virtual() { SILENCE_NESTED } else { SILENCE };
+    let deadline = Instant::now() + silence;
     while Instant::now() < deadline {
         if console.metadata().is_ok_and(|m| m.len() > 0) {
             return Ok(false);
