@@ -54,7 +54,7 @@ pub(super) async fn the_host_key_is_the_pinned_one(bed: &mut Bed) -> Result<()> 
     let pinned: Vec<_> = known_hosts.split_whitespace().take(3).collect();
     assert_eq!(pinned[..2], [bed.name.as_str(), "ssh-ed25519"]);
     if bed.has_guest() {
-        let keys = bed.vm().ssh("cat /etc/ssh/ssh_host_*_key.pub").await?;
+        let keys = bed.vm().ssh("sudo sh -c 'cat /etc/ssh/ssh_host_*_key.pub'").await?;
         assert!(keys.contains(pinned[2]) && keys.lines().count() == 1, "{keys}");
     }
     Ok(())
