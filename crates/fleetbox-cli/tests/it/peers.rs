@@ -172,4 +172,5 @@ fn a_machine_whose_holder_is_of_another_version_is_not_called_stopped() {
     let ran = home.run(["ls"]);
     assert!(ran.stdout.contains("other") && !ran.stdout.contains("stopped"), "{}", ran.stdout);
     ran.fails(3, &["web", "speak 1", "update"]);
+    std::fs::remove_file(home.socket("web")).unwrap();
 }
