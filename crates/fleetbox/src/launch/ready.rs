@@ -17,8 +17,8 @@ use crate::timings::Timings;
 
 /// A kernel on a working KVM writes its first line well within a second.
 const SILENCE: Duration = Duration::from_secs(10);
-/// On a nested one it unpacks itself first at what pace the outer machine gives: half a minute
-/// where that is emulated and idle.
+/// On a nested one it unpacks itself first at what pace the outer machine gives. A guess on the
+/// generous side, not yet measured.
 const SILENCE_NESTED: Duration = Duration::from_mins(3);
 /// Generous: several emulated guests may boot side by side on a laptop.
 const LIMIT_EMULATED: Duration = Duration::from_mins(10);
