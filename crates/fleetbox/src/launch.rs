@@ -1,12 +1,12 @@
 //! Owns the way from a request to a running VM, as a list of named steps: spec, prepared files,
 //! holder, boot, ready. Each step's work is done elsewhere.
 
+mod create;
 mod ready;
 mod spawn;
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::backend::select::{self, Choice, Wanted};
 use crate::backend::{Accel, Backend, BootPlan, nested};
@@ -15,16 +15,14 @@ use crate::control::message::HolderStatus;
 use crate::error::{Error, ErrorKind, Result};
 use crate::holder::cleanup;
 use crate::images::{self, CachedImage};
-use crate::net::plan;
 use crate::prepare::kernel::{self, BootFiles};
-use crate::prepare::{disk, seed};
 use crate::progress::{Progress, ProgressSink, Stage};
-use crate::spec::{DEFAULT_USER, Name, VmSpec};
+use crate::spec::{Name, VmSpec};
 use crate::ssh::Session;
-use crate::ssh::keys::{self, KeyPair};
+use crate::ssh::keys;
 use crate::store::lock::{self, Lock};
 use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
-use crate::store::record::{self, ImageStamp, VmRecord};
+use crate::store::record::VmRecord;
 use crate::timings::Timings;
 
 /// A holder without machines ends in well under a second.
@@ -142,7 +140,7 @@ async fn boot_or_join(
     let make = async {
         match known {
             Some(record) => Ok(record),
-            None => create(paths, request, cluster, &choice, image.as_ref()),
+            None => create::create(paths, request, cluster, &choice, image.as_ref()),
         }
     };
     // The holder sets itself up while the files are written.
@@ -292,115 +290,6 @@ async fn image(
     };
     let boot_files = kernel::extract(paths, &image, progress).await?;
     Ok(Some((image, boot_files)))
-}
-
-/// Makes the VM's directory, whole or not at all.
-fn create(
-    paths: &Paths,
-    request: &StartRequest,
-    cluster: &ClusterPaths,
-    choice: &Choice,
-    image: Option<&Bootable>,
-) -> Result<VmRecord> {
-    let host_key = KeyPair::generate(request.name.as_str())?;
-    let image = image.map(|(image, _)| image);
-    let record = new_record(request, cluster, choice, image, &host_key)?;
-    let half_made = tempfile::Builder::new()
-        .prefix(".new-")
-        .permissions(std::fs::Permissions::from_mode(0o700))
-        .tempdir_in(cluster.dir())
-        .map_err(|e| Error::io("make a directory in", cluster.dir(), e))?;
-    let member = MemberPaths::at(half_made.path().to_owned());
-    let client_key = keys::installation_key(paths)?;
-    if let Some(image) = image {
-        let size_bytes = u64::from(record.spec.disk_gib) << 30;
-        disk::create_overlay(&member.disk(), &image.path, size_bytes)?;
-    }
-    write_seed(&record, &member, &client_key, &host_key)?;
-    write_known_hosts(&record, &member)?;
-    record.write(&member)?;
-    let target = cluster.member(&record.name);
-    std::fs::rename(half_made.path(), target.dir())
-        .map_err(|e| Error::io("make", target.dir(), e))?;
-    // It is no longer there under its temporary name.
-    drop(half_made.keep());
-    Ok(record)
-}
-
-fn new_record(
-    request: &StartRequest,
-    cluster: &ClusterPaths,
-    choice: &Choice,
-    image: Option<&CachedImage>,
-    host_key: &KeyPair,
-) -> Result<VmRecord> {
-    let index = free_index(cluster)?;
-    let place = plan::place(index)?;
-    let (image_path, image_digest) =
-        image.map(|i| (i.path.clone(), i.digest.clone())).unwrap_or_default();
-    let image_stamp = match image {
-        Some(image) => ImageStamp::of(&image.path)?,
-        None => ImageStamp { size_bytes: 0, modified_ns: 0 },
-    };
-    Ok(VmRecord {
-        format: VmRecord::FORMAT,
-        name: request.name.clone(),
-        cluster: request.name.cluster(),
-        index,
-        address: place.address,
-        mac: place.mac,
-        user: DEFAULT_USER.to_owned(),
-        spec: request.spec.clone(),
-        backend: Some(choice.backend),
-        image_path,
-        image_stamp,
-        image_digest,
-        host_key: host_key.public_openssh(),
-        ephemeral: request.ephemeral,
-        created_at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-    })
-}
-
-/// The lowest index no member has.
-fn free_index(cluster: &ClusterPaths) -> Result<usize> {
-    let mut taken = Vec::new();
-    for record in record::members(cluster)? {
-        taken.push(record?.index);
-    }
-    Ok((0..=taken.len()).find(|index| !taken.contains(index)).unwrap_or(taken.len()))
-}
-
-fn write_seed(
-    record: &VmRecord,
-    member: &MemberPaths,
-    client_key: &KeyPair,
-    host_key: &KeyPair,
-) -> Result<()> {
-    let authorized_key = client_key.public_openssh();
-    let host_key_private = host_key.private_openssh();
-    let instance_id = format!("{}-{}", record.name, record.created_at);
-    let spec = seed::SeedSpec {
-        instance_id: &instance_id,
-        hostname: record.name.as_str(),
-        user: &record.user,
-        authorized_key: &authorized_key,
-        host_key_private_openssh: &host_key_private,
-        host_key_public: &record.host_key,
-        network: seed::NetworkSpec {
-            mac: record.mac.clone(),
-            address: record.address,
-            prefix_length: plan::PREFIX_LENGTH,
-            gateway: plan::GATEWAY,
-            dns: plan::GATEWAY,
-            search: Some(plan::DOMAIN.to_owned()),
-        },
-    };
-    seed::write(&member.seed(), &spec)
-}
-
-fn write_known_hosts(record: &VmRecord, member: &MemberPaths) -> Result<()> {
-    let line = keys::known_hosts_line(&[record.name.as_str()], &record.host_key);
-    crate::store::paths::write_atomic(&member.known_hosts(), line.as_bytes())
 }
 
 fn boot_plan(

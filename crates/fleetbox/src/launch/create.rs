@@ -1,0 +1,125 @@
+//! Owns making a VM that does not exist yet: its record, disk, seed and pinned host key, in a directory
+//! that appears whole or not at all. It must not start anything.
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::SystemTime;
+
+use super::{Bootable, StartRequest};
+use crate::backend::select::Choice;
+use crate::error::{Error, Result};
+use crate::images::CachedImage;
+use crate::net::plan;
+use crate::prepare::{disk, seed};
+use crate::spec::DEFAULT_USER;
+use crate::ssh::keys::{self, KeyPair};
+use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
+use crate::store::record::{self, ImageStamp, VmRecord};
+
+/// Makes the VM's directory, whole or not at all.
+pub(super) fn create(
+    paths: &Paths,
+    request: &StartRequest,
+    cluster: &ClusterPaths,
+    choice: &Choice,
+    image: Option<&Bootable>,
+) -> Result<VmRecord> {
+    let host_key = KeyPair::generate(request.name.as_str())?;
+    let image = image.map(|(image, _)| image);
+    let record = new_record(request, cluster, choice, image, &host_key)?;
+    let half_made = tempfile::Builder::new()
+        .prefix(".new-")
+        .permissions(std::fs::Permissions::from_mode(0o700))
+        .tempdir_in(cluster.dir())
+        .map_err(|e| Error::io("make a directory in", cluster.dir(), e))?;
+    let member = MemberPaths::at(half_made.path().to_owned());
+    let client_key = keys::installation_key(paths)?;
+    if let Some(image) = image {
+        let size_bytes = u64::from(record.spec.disk_gib) << 30;
+        disk::create_overlay(&member.disk(), &image.path, size_bytes)?;
+    }
+    write_seed(&record, &member, &client_key, &host_key)?;
+    write_known_hosts(&record, &member)?;
+    record.write(&member)?;
+    let target = cluster.member(&record.name);
+    std::fs::rename(half_made.path(), target.dir())
+        .map_err(|e| Error::io("make", target.dir(), e))?;
+    // It is no longer there under its temporary name.
+    drop(half_made.keep());
+    Ok(record)
+}
+
+fn new_record(
+    request: &StartRequest,
+    cluster: &ClusterPaths,
+    choice: &Choice,
+    image: Option<&CachedImage>,
+    host_key: &KeyPair,
+) -> Result<VmRecord> {
+    let index = free_index(cluster)?;
+    let place = plan::place(index)?;
+    let (image_path, image_digest) =
+        image.map(|i| (i.path.clone(), i.digest.clone())).unwrap_or_default();
+    let image_stamp = match image {
+        Some(image) => ImageStamp::of(&image.path)?,
+        None => ImageStamp { size_bytes: 0, modified_ns: 0 },
+    };
+    Ok(VmRecord {
+        format: VmRecord::FORMAT,
+        name: request.name.clone(),
+        cluster: request.name.cluster(),
+        index,
+        address: place.address,
+        mac: place.mac,
+        user: DEFAULT_USER.to_owned(),
+        spec: request.spec.clone(),
+        backend: Some(choice.backend),
+        image_path,
+        image_stamp,
+        image_digest,
+        host_key: host_key.public_openssh(),
+        ephemeral: request.ephemeral,
+        created_at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+    })
+}
+
+/// The lowest index no member has.
+fn free_index(cluster: &ClusterPaths) -> Result<usize> {
+    let mut taken = Vec::new();
+    for record in record::members(cluster)? {
+        taken.push(record?.index);
+    }
+    Ok((0..=taken.len()).find(|index| !taken.contains(index)).unwrap_or(taken.len()))
+}
+
+fn write_seed(
+    record: &VmRecord,
+    member: &MemberPaths,
+    client_key: &KeyPair,
+    host_key: &KeyPair,
+) -> Result<()> {
+    let authorized_key = client_key.public_openssh();
+    let host_key_private = host_key.private_openssh();
+    let instance_id = format!("{}-{}", record.name, record.created_at);
+    let spec = seed::SeedSpec {
+        instance_id: &instance_id,
+        hostname: record.name.as_str(),
+        user: &record.user,
+        authorized_key: &authorized_key,
+        host_key_private_openssh: &host_key_private,
+        host_key_public: &record.host_key,
+        network: seed::NetworkSpec {
+            mac: record.mac.clone(),
+            address: record.address,
+            prefix_length: plan::PREFIX_LENGTH,
+            gateway: plan::GATEWAY,
+            dns: plan::GATEWAY,
+            search: Some(plan::DOMAIN.to_owned()),
+        },
+    };
+    seed::write(&member.seed(), &spec)
+}
+
+fn write_known_hosts(record: &VmRecord, member: &MemberPaths) -> Result<()> {
+    let line = keys::known_hosts_line(&[record.name.as_str()], &record.host_key);
+    crate::store::paths::write_atomic(&member.known_hosts(), line.as_bytes())
+}
