@@ -148,7 +148,7 @@ impl CloudHypervisor {
             Err(_) if self.monitor.has_ended() => Ok(()),
             Err(e) => {
                 Err(Error::new(ErrorKind::HolderDied, format!("ask cloud-hypervisor for {action}"))
-                    .hint("it hangs or was tampered with: `fleetbox stop --force` ends it")
+                    .hint("it hangs: `fleetbox down` ends it after a grace time")
                     .source(e))
             }
         }
