@@ -144,6 +144,34 @@ pub(crate) struct BootPlan {
     pub nested_virt: bool,
 }
 
+#[cfg(test)]
+impl BootPlan {
+    /// One to start from in tests; nothing it names exists.
+    fn sample(backend: Backend, accel: Accel) -> Self {
+        Self {
+            vm: Name::new("web").unwrap(),
+            backend,
+            program: "/monitor".into(),
+            accel,
+            arch: Arch::X86_64,
+            cpus: 2,
+            memory_mib: 1024,
+            kernel: "/k".into(),
+            initrd: Some("/i".into()),
+            cmdline: "root=/dev/vda1 console=ttyS0".into(),
+            disk: "/a,b/disk.qcow2".into(),
+            image: "/cache/debian.raw".into(),
+            seed: "/seed.img".into(),
+            mac: "52:54:00:00:00:01".into(),
+            address: Ipv4Addr::new(10, 213, 77, 10),
+            console: "/console.log".into(),
+            vmm_log: "/vmm.log".into(),
+            ephemeral: false,
+            nested_virt: false,
+        }
+    }
+}
+
 pub(crate) type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
 /// Why a machine is no longer running; `None` while it is.

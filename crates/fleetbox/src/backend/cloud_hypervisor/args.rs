@@ -62,31 +62,9 @@ fn text(path: &Path) -> String {
 mod tests {
     use super::*;
     use crate::backend::{Accel, Backend};
-    use crate::spec::Name;
-    use std::net::Ipv4Addr;
 
     fn plan() -> BootPlan {
-        BootPlan {
-            vm: Name::new("web").unwrap(),
-            backend: Backend::CloudHypervisor,
-            program: "/usr/bin/cloud-hypervisor".into(),
-            accel: Accel::Kvm,
-            arch: Arch::X86_64,
-            cpus: 2,
-            memory_mib: 1024,
-            kernel: "/k".into(),
-            initrd: Some("/i".into()),
-            cmdline: "root=/dev/vda1 console=ttyS0".into(),
-            disk: "/a,b/disk.qcow2".into(),
-            image: "/cache/debian.raw".into(),
-            seed: "/seed.img".into(),
-            mac: "52:54:00:00:00:01".into(),
-            address: Ipv4Addr::new(10, 0, 0, 2),
-            console: "/console.log".into(),
-            vmm_log: "/vmm.log".into(),
-            ephemeral: false,
-            nested_virt: false,
-        }
+        BootPlan::sample(Backend::CloudHypervisor, Accel::Kvm)
     }
 
     #[test]

@@ -1,13 +1,12 @@
 //! The real monitor, as far as it goes without a guest that makes progress: it starts, answers,
 //! refuses, hangs, dies. Wherever `FLEETBOX_CLOUD_HYPERVISOR`, /dev/kvm and root are to be had.
 
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::backend::{Accel, Backend};
 use crate::env;
-use crate::spec::{Arch, Name};
+use crate::spec::Arch;
 
 /// A network and the files of one machine.
 struct Lab {
@@ -48,10 +47,7 @@ impl Lab {
         std::fs::write(file("seed.img"), vec![0; 1 << 20]).unwrap();
         std::fs::write(file("kernel"), kernel()).unwrap();
         BootPlan {
-            vm: Name::new("web").unwrap(),
-            backend: Backend::CloudHypervisor,
             program: self.program.clone(),
-            accel: Accel::Kvm,
             arch: Arch::host(),
             cpus: 1,
             memory_mib: 256,
@@ -61,12 +57,10 @@ impl Lab {
             disk: file("disk.qcow2"),
             image,
             seed: file("seed.img"),
-            mac: "52:54:00:00:00:01".into(),
-            address: Ipv4Addr::new(10, 213, 77, 10),
             console: file("console.log"),
             vmm_log: file("vmm.log"),
             ephemeral: true,
-            nested_virt: false,
+            ..BootPlan::sample(Backend::CloudHypervisor, Accel::Kvm)
         }
     }
 }

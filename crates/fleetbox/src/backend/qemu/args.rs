@@ -119,31 +119,9 @@ impl Args {
 mod tests {
     use super::*;
     use crate::backend::Backend;
-    use crate::spec::Name;
-    use std::net::Ipv4Addr;
 
     fn plan() -> BootPlan {
-        BootPlan {
-            vm: Name::new("web").unwrap(),
-            backend: Backend::Qemu,
-            program: "/usr/bin/qemu-system-x86_64".into(),
-            accel: Accel::Tcg,
-            arch: Arch::X86_64,
-            cpus: 2,
-            memory_mib: 1024,
-            kernel: "/k".into(),
-            initrd: Some("/i".into()),
-            cmdline: "root=/dev/vda1 console=ttyS0".into(),
-            disk: "/a,b/disk.qcow2".into(),
-            image: "/cache/debian.raw".into(),
-            seed: "/seed.img".into(),
-            mac: "52:54:00:00:00:01".into(),
-            address: Ipv4Addr::new(10, 0, 0, 2),
-            console: "/console.log".into(),
-            vmm_log: "/vmm.log".into(),
-            ephemeral: false,
-            nested_virt: false,
-        }
+        BootPlan::sample(Backend::Qemu, Accel::Tcg)
     }
 
     fn line(plan: &BootPlan) -> String {
