@@ -70,8 +70,8 @@ impl VmBuilder {
         self.given(|spec| spec.disk_gib = disk_gib)
     }
 
-    /// Whether KVM is to work inside the guest; default no, and without KVM on the host the guest's
-    /// processor then does not offer it. Its `/dev/kvm` appears with its module, which a guest that
+    /// Whether KVM is to work inside the guest; default no, which promises nothing either way. Its
+    /// `/dev/kvm` appears with its module, which a guest that
     /// runs udev loads by itself. Where [`nested_virt_supported`](crate::nested_virt_supported) says
     /// no, the start fails with [`ErrorKind::HostUnsupported`](crate::ErrorKind::HostUnsupported).
     pub fn nested_virt(self, nested_virt: bool) -> Self {
