@@ -1,7 +1,7 @@
 //! Owns the published images we know by alias: pinned URL and checksum for each architecture.
 //! It must not fetch anything, nor know what is cached.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use serde::Deserialize;
@@ -69,9 +69,10 @@ pub(super) fn find(alias: &str, arch: Arch) -> Option<Published> {
 pub(super) fn unknown(name: &str, local: &[String]) -> Error {
     let shown: String = name.chars().take(80).collect();
     let published = ENTRIES.iter().flat_map(|(alias, entry)| [alias, &entry.synonym]);
-    let mut near: Vec<(f64, &str)> = published
-        .chain(local)
-        .map(String::as_str)
+    // An alias may be both published and here.
+    let known: BTreeSet<&str> = published.chain(local).map(String::as_str).collect();
+    let mut near: Vec<(f64, &str)> = known
+        .into_iter()
         .map(|known| (strsim::jaro_winkler(&shown, known), known))
         .filter(|(likeness, _)| *likeness > 0.8)
         .collect();
@@ -117,6 +118,8 @@ mod tests {
         let error = unknown("debain-12", &[]);
         assert_eq!(error.kind(), ErrorKind::UnknownImage);
         assert!(error.hint_text().unwrap().contains("debian-12"), "{error:?}");
+        let twice = unknown("debain-12", &["debian-12".into()]);
+        assert_eq!(twice.hint_text().unwrap().matches("debian-12").count(), 1, "{twice:?}");
         assert!(unknown("mine2", &["mine".into()]).hint_text().unwrap().contains("mine"));
         assert!(unknown("\u{1b}[2J", &[]).hint_text().unwrap().contains("ubuntu-24.04"));
         assert!(!unknown("\u{1b}[2J", &[]).report().contains('\u{1b}'));
