@@ -71,9 +71,9 @@ impl VmBuilder {
     }
 
     /// Whether KVM is to work inside the guest; default no, which promises nothing either way. Its
-    /// `/dev/kvm` appears with its module, which a guest that
-    /// runs udev loads by itself. Where [`nested_virt_supported`](crate::nested_virt_supported) says
-    /// no, the start fails with [`ErrorKind::HostUnsupported`](crate::ErrorKind::HostUnsupported).
+    /// `/dev/kvm` appears with its module, which a guest that runs udev loads by itself. Where
+    /// [`nested_virt_supported`](crate::nested_virt_supported) says no, the start fails with
+    /// [`ErrorKind::HostUnsupported`](crate::ErrorKind::HostUnsupported).
     pub fn nested_virt(self, nested_virt: bool) -> Self {
         self.given(|spec| spec.nested_virt = nested_virt)
     }
