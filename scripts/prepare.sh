@@ -40,7 +40,14 @@ missing_packages() {
     done
 }
 
+# Twice, as apt removes an installed package that a new one conflicts with, such as a qemu-utils of
+# another version.
 install_packages() {
+    install_missing
+    install_missing
+}
+
+install_missing() {
     local packages
     packages=$(missing_packages)
     [ -z "$packages" ] && return
