@@ -133,6 +133,6 @@ impl VmBuilder {
             timeout: self.timeout,
             progress: self.progress,
         };
-        launch::start(request).await.map(Vm::launched)
+        launch::start(request).await.and_then(Vm::launched)
     }
 }

@@ -1,20 +1,20 @@
 //! Owns [`Vm`]: what a user holds; `power` has its buttons. Every call hands on to the part that
 //! does the work; nothing here knows how.
 
+mod held;
 mod power;
 
 use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::Mutex;
 
 use crate::builder::VmBuilder;
-use crate::control::client::{Client, Hold};
+use crate::control::client::Client;
 use crate::error::{Error, ErrorKind, Result};
 use crate::holder::cleanup;
 use crate::launch::Launched;
@@ -25,6 +25,8 @@ use crate::store::lock;
 use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
 use crate::store::record::VmRecord;
 use crate::timings::Timings;
+
+use self::held::Held;
 
 /// A Linux machine: a real kernel, systemd and sshd, to run commands in, copy to, connect to and
 /// break.
@@ -58,7 +60,7 @@ struct Inner {
     cluster: ClusterPaths,
     client: Client,
     session: Session,
-    hold: Mutex<Option<Hold>>,
+    held: Mutex<Option<Held>>,
     timings: Timings,
 }
 
@@ -158,16 +160,16 @@ impl Vm {
                 cluster,
                 client,
                 session,
-                hold: Mutex::new(None),
+                held: Mutex::new(None),
                 timings: Timings::start(),
             }),
         })
     }
 
-    pub(crate) fn launched(launched: Launched) -> Self {
+    pub(crate) fn launched(launched: Launched) -> Result<Self> {
         let Launched { record, cluster, client, session, hold, timings } = launched;
-        let hold = Mutex::new(Some(hold));
-        Self { inner: Arc::new(Inner { record, cluster, client, session, hold, timings }) }
+        let held = Mutex::new(Some(Held::new(hold, record.name.clone(), &session)?));
+        Ok(Self { inner: Arc::new(Inner { record, cluster, client, session, held, timings }) })
     }
 
     /// The VM's name.
@@ -334,7 +336,7 @@ impl Vm {
     /// it. The same as dropping, but the holder has heard of it when this returns.
     pub async fn release(self) {
         self.inner.session.close();
-        drop(self.inner.hold.lock().await.take());
+        drop(self.inner.held.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 

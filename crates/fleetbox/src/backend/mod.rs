@@ -182,11 +182,11 @@ pub(crate) type Ended = watch::Receiver<Option<String>>;
 pub(crate) trait Machine: Send + Sync {
     /// Presses the power button; the guest decides what follows.
     fn power_button(&self) -> Asked<'_, ()>;
-    /// Presses the reset button. A paused machine stays paused.
+    /// Presses the reset button. A paused machine runs on from there.
     fn reset(&self) -> Asked<'_, ()>;
-    /// Stops its processors, if its backend is [able](Capabilities) to.
+    /// Stops its processors, if its backend is [able](Capabilities) to. Not asked of a paused one.
     fn pause(&self) -> Asked<'_, ()>;
-    /// Lets its processors go on.
+    /// Lets its processors go on. Not asked of one that is not paused.
     fn resume(&self) -> Asked<'_, ()>;
     /// Asks the guest to do without that much of its memory, if its backend is
     /// [able](Capabilities) to; 0 gives all of it back. The guest does it in its own time.

@@ -185,6 +185,13 @@ impl Hold {
         }
     }
 
+    /// Another hand on the connection: shutting it down lets go, whoever has the rest.
+    pub(crate) fn socket(&self) -> Result<OwnedFd> {
+        self.frames.socket().map_err(|e| {
+            Error::new(ErrorKind::Internal, "keep a hand on the connection to the holder").source(e)
+        })
+    }
+
     /// The next event; the error says the holder died. Safe to cancel.
     pub(crate) async fn next(&mut self) -> Result<Event> {
         match self.frames.receive().await {

@@ -36,6 +36,11 @@ impl Frames {
         u32::try_from(pid).ok().filter(|pid| *pid > 0)
     }
 
+    /// The same socket once more.
+    pub(crate) fn socket(&self) -> io::Result<OwnedFd> {
+        Ok(rustix::io::fcntl_dupfd_cloexec(&self.socket, 0)?)
+    }
+
     /// Sends a message, and `fd` with its first byte.
     pub(crate) async fn send(
         &mut self,

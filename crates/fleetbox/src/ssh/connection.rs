@@ -117,6 +117,11 @@ impl Connection {
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
 
+    /// Says why it is about to be lost; only the first reason counts.
+    pub(super) fn note_loss(&self, why: &str) {
+        let _ = self.loss.set(why.to_owned());
+    }
+
     /// Why it was lost, as far as is known.
     pub(super) fn loss(&self) -> &str {
         self.loss.get().map_or("the guest closed the connection", String::as_str)

@@ -30,4 +30,4 @@ pub use command::{Command, Signal, Stdio, Terminal};
 pub(crate) use connection::Dial;
 pub(crate) use connection::Target;
 pub use output::{ExitStatus, Output};
-pub(crate) use session::Session;
+pub(crate) use session::{Session, WeakSession};

@@ -9,11 +9,11 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use russh::client;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::connection::{self, COMMANDS_PER_CONNECTION, Connection, Target};
 use crate::error::{Error, ErrorKind, Result};
@@ -33,19 +33,30 @@ pub(crate) struct Session {
     inner: Arc<Inner>,
 }
 
+/// A session that may be gone.
+pub(crate) struct WeakSession(Weak<Inner>);
+
+impl WeakSession {
+    pub(crate) fn upgrade(&self) -> Option<Session> {
+        self.0.upgrade().map(|inner| Session { inner })
+    }
+}
+
 struct Inner {
     target: Target,
     config: Arc<client::Config>,
     shared: Mutex<Vec<Arc<Connection>>>,
     idle: Mutex<Vec<Arc<Connection>>>,
     /// Connections out on loan, to be cut off by a reset.
-    lent: Mutex<Vec<std::sync::Weak<Connection>>>,
+    lent: Mutex<Vec<Weak<Connection>>>,
     /// Held while a shared connection is made, so that there is one attempt at a time.
     connecting: tokio::sync::Mutex<()>,
     logins: Semaphore,
     /// A place on some shared connection.
     places: Arc<Semaphore>,
     generation: AtomicU64,
+    /// Tells connections still being made that a generation ended.
+    ended: Notify,
     closed: AtomicBool,
 }
 
@@ -82,6 +93,7 @@ impl Session {
                 logins: Semaphore::new(LOGINS_AT_ONCE),
                 places: Arc::new(Semaphore::new(SHARED_CONNECTIONS * COMMANDS_PER_CONNECTION)),
                 generation: AtomicU64::new(0),
+                ended: Notify::new(),
                 closed: AtomicBool::new(false),
             }),
         }
@@ -117,14 +129,29 @@ impl Session {
     /// Forgets every connection and cuts off what runs over them, as after a reboot; the next use
     /// connects anew.
     pub(crate) fn reset(&self) {
+        self.end_all(|_| ());
+    }
+
+    /// [`Session::reset`], and tells whoever uses a connection why it is lost.
+    pub(crate) fn cut_off(&self, why: &str) {
+        self.end_all(|connection| connection.note_loss(why));
+    }
+
+    fn end_all(&self, first: impl Fn(&Connection)) {
         self.inner.generation.fetch_add(1, Ordering::SeqCst);
-        for connection in locked(&self.inner.shared).drain(..) {
+        let lent: Vec<_> = locked(&self.inner.lent).drain(..).collect();
+        let shared: Vec<_> = locked(&self.inner.shared).drain(..).collect();
+        for connection in shared.into_iter().chain(lent.iter().filter_map(Weak::upgrade)) {
+            first(&connection);
             connection.abort();
         }
         locked(&self.inner.idle).clear();
-        for connection in locked(&self.inner.lent).drain(..).filter_map(|c| c.upgrade()) {
-            connection.abort();
-        }
+        self.inner.ended.notify_waiters();
+    }
+
+    /// For whoever watches the machine without keeping its connections.
+    pub(crate) fn downgrade(&self) -> WeakSession {
+        WeakSession(Arc::downgrade(&self.inner))
     }
 
     /// [`Session::reset`], and refuses any further use.
@@ -254,19 +281,28 @@ impl Session {
         if self.inner.closed.load(Ordering::SeqCst) {
             return Err(self.refused());
         }
+        // Before the generation is read: an end after that is not missed.
+        let ended = self.inner.ended.notified();
         let generation = self.inner.generation.load(Ordering::SeqCst);
         let Ok(_login) = self.inner.logins.acquire().await else {
             return Err(self.refused());
         };
-        let connection = connection::connect(&self.inner.target, self.inner.config.clone()).await?;
-        if generation != self.inner.generation.load(Ordering::SeqCst) {
-            return Err(Error::new(
+        let connection = tokio::select! {
+            connection = connection::connect(&self.inner.target, self.inner.config.clone()) => {
+                Some(connection?)
+            }
+            () = ended => None,
+        };
+        match connection {
+            Some(connection) if generation == self.inner.generation.load(Ordering::SeqCst) => {
+                Ok(Arc::new(connection))
+            }
+            _ => Err(Error::new(
                 ErrorKind::ConnectionLost,
-                "connect: the VM was reset meanwhile",
+                "connect: the VM was reset or ended meanwhile",
             )
-            .vm(self.vm()));
+            .vm(self.vm())),
         }
-        Ok(Arc::new(connection))
     }
 
     async fn limited<T>(

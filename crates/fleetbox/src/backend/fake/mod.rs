@@ -186,6 +186,7 @@ impl Machine for FakeMachine {
 
     fn reset(&self) -> Asked<'_, ()> {
         (self.reboot)();
+        self.paused.send_replace(false);
         Box::pin(async { Ok(()) })
     }
 

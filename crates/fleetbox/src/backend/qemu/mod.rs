@@ -58,7 +58,11 @@ impl Machine for QemuMachine {
     }
 
     fn reset(&self) -> Asked<'_, ()> {
-        Box::pin(self.ask("system_reset", json!({})))
+        Box::pin(async {
+            self.ask("system_reset", json!({})).await?;
+            // A reset leaves a stopped machine stopped; a running one is not touched.
+            self.ask("cont", json!({})).await
+        })
     }
 
     fn pause(&self) -> Asked<'_, ()> {

@@ -1,6 +1,7 @@
 //! Owns a machine's buttons: stop, kill, reset, pause, resume, balloon. It must not know how they
 //! work; the backend does.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Phase, State};
@@ -9,6 +10,9 @@ use crate::spec::Name;
 
 /// A guest early in its boot does not hear the power button, so it is pressed again.
 const PRESS_AGAIN: Duration = Duration::from_secs(3);
+
+/// The right to pause, resume or reset one machine.
+type Turn = Arc<tokio::sync::Mutex<()>>;
 
 impl State {
     /// Presses the power button until the machine ends or the grace time is over, then cuts it off.
@@ -65,8 +69,11 @@ impl State {
 
     /// Presses the reset button; a paused machine boots too.
     pub(in crate::holder) async fn reset(&self, vm: &Name) -> Result<()> {
-        self.machine(vm)?.reset().await?;
-        self.run_on(vm).await
+        let machine = self.machine(vm)?;
+        let turn = self.pausing_turn(vm)?;
+        let _turn = turn.lock().await;
+        machine.reset().await?;
+        self.note_paused(vm, &turn, false)
     }
 
     pub(in crate::holder) async fn pause(&self, vm: &Name) -> Result<()> {
@@ -81,32 +88,41 @@ impl State {
         self.machine(vm)?.set_balloon(mib).await
     }
 
+    /// Asks nothing of a machine that is as it shall be: some monitors refuse that.
     async fn set_paused(&self, vm: &Name, paused: bool) -> Result<()> {
         let machine = self.machine(vm)?;
-        let Some(pausing) = self.lock().members.get(vm).map(|member| member.pausing.clone()) else {
-            return Err(Error::not_running(vm.as_str()));
-        };
-        let _turn = pausing.lock().await;
-        if paused {
-            machine.pause().await?;
-        } else {
-            machine.resume().await?;
+        let turn = self.pausing_turn(vm)?;
+        let _turn = turn.lock().await;
+        match (self.is_paused(vm), paused) {
+            (false, true) => machine.pause().await?,
+            (true, false) => machine.resume().await?,
+            (true, true) | (false, false) => {}
         }
+        self.note_paused(vm, &turn, paused)
+    }
+
+    fn is_paused(&self, vm: &Name) -> bool {
+        self.lock().members.get(vm).is_some_and(|member| member.paused)
+    }
+
+    fn pausing_turn(&self, vm: &Name) -> Result<Turn> {
+        let turn = self.lock().members.get(vm).map(|member| member.pausing.clone());
+        turn.ok_or_else(|| Error::not_running(vm.as_str()))
+    }
+
+    /// Writes down what was done in that turn. If the machine ended meanwhile, that is the answer.
+    fn note_paused(&self, vm: &Name, turn: &Turn, paused: bool) -> Result<()> {
         if let Some(member) = self.lock().members.get_mut(vm)
             // Not one that was booted anew meanwhile.
-            && std::sync::Arc::ptr_eq(&member.pausing, &pausing)
+            && Arc::ptr_eq(&member.pausing, turn)
         {
             member.paused = paused;
         }
-        // If it ended meanwhile, that is the answer.
         self.machine(vm).map(drop)
     }
 
     /// Resumes it if it is paused; nothing to do for one that has ended.
     async fn run_on(&self, vm: &Name) -> Result<()> {
-        if !self.lock().members.get(vm).is_some_and(|member| member.paused) {
-            return Ok(());
-        }
         match self.resume(vm).await {
             Err(e) if e.kind() == ErrorKind::NotRunning => Ok(()),
             resumed => resumed,

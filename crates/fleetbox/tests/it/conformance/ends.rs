@@ -97,8 +97,12 @@ pub(super) async fn a_power_cut_keeps_what_was_synced(bed: &mut Bed) -> Result<(
 pub(super) async fn a_killed_monitor_is_noticed_and_named(bed: &mut Bed) -> Result<()> {
     let vm = bed.vm.take().expect("a machine");
     let monitor = monitor(vm.info().await?.holder_pid.expect("a holder"));
+    let mut waiting = vm.command("sleep").arg("600").spawn().await?;
     let began = Instant::now();
     rustix::process::kill_process(monitor, rustix::process::Signal::KILL).unwrap();
+    let lost = waiting.wait().await.unwrap_err();
+    assert_eq!(lost.kind(), ErrorKind::ConnectionLost);
+    assert!(lost.report().contains("its monitor was killed by signal 9"), "{}", lost.report());
     until("the end", async || vm.state().await.is_ok_and(|state| state == State::Stopped)).await;
     let error = vm.connect(22).await.unwrap_err();
     assert!(began.elapsed() < Duration::from_secs(5), "it was noticed late");
