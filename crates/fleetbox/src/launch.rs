@@ -308,6 +308,7 @@ async fn boot_until_alive(
         let plan = start.plan(record, member)?;
         // What an earlier boot wrote would be taken for this one's.
         remove_old(&plan.console)?;
+        remove_old(&plan.vmm_log)?;
         let began = Instant::now();
         let (accel, console) = (plan.accel, plan.console.clone());
         client.boot(plan).await?;
