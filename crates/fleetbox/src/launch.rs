@@ -189,6 +189,11 @@ async fn choose(paths: &Paths, request: &StartRequest, known: Option<&VmRecord>)
     let nested_virt = known.map_or(request.spec.nested_virt, |record| record.spec.nested_virt);
     if nested_virt && choice.backend != Backend::Fake {
         nested::check(choice.accel, arch)?;
+        if choice.accel == Accel::Tcg
+            && let Some(doubts) = nested::doubts(&choice.program).await
+        {
+            request.progress.note(doubts);
+        }
     }
     if let Some(note) = &choice.note {
         request.progress.note(note.clone());

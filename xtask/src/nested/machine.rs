@@ -17,7 +17,9 @@ use crate::failure::{Failure, Outcome};
 /// The machine's own image: the plain one, QEMU, and what figures are measured with.
 const IMAGE: &str = "nested-debian-12-qemu";
 const PACKAGES: [&str; 2] = ["qemu-system-x86", "qemu-utils"];
-const CPUS: u32 = 2;
+/// One, as QEMU's emulation of guests inside a machine with more of them crashes it within minutes:
+/// kicks from processor to processor arrive where they are held off (seen under 7.2, 10.0 and 11.1).
+const CPUS: u32 = 1;
 /// Three guests of a test's size side by side, and what QEMU takes besides.
 const MEMORY_MIB: u32 = 6144;
 const DISK_GIB: u32 = 20;

@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(open(&device), Err(Unusable::Absent));
         std::fs::write(&device, "").unwrap();
         assert_eq!(open(&device), Ok(()));
-        std::fs::set_permissions(&device, std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&device, std::fs::Permissions::from_mode(0o000)).unwrap();
         // Root may open anything.
         let expected =
             if rustix::process::geteuid().is_root() { Ok(()) } else { Err(Unusable::NotPermitted) };
