@@ -338,7 +338,7 @@ impl Vm {
 
     /// Lets go of the VM without ending a detached one; a bound one ends if no other handle holds
     /// it. The same as dropping, but the holder has heard of it when this returns.
-    #[expect(clippy::unused_async, reason = "it may come to wait for the holder's word")]
+    #[expect(clippy::unused_async, reason = "a later way to let go may have to wait")]
     pub async fn release(self) {
         self.let_go();
     }

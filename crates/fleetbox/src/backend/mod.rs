@@ -115,6 +115,27 @@ pub(crate) enum Accel {
     Tcg,
 }
 
+/// What a machine's processor runs first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Boot {
+    /// A kernel, which the monitor loads.
+    Kernel { kernel: PathBuf, initrd: Option<PathBuf>, cmdline: String },
+    /// A UEFI firmware, which finds the boot loader on the disk.
+    Firmware(FirmwareFiles),
+    /// Nothing: there is no processor.
+    Nothing,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct FirmwareFiles {
+    pub code: PathBuf,
+    /// The machine's own, written to; none where the monitor keeps none.
+    pub variables: Option<PathBuf>,
+    /// Of both.
+    pub format: String,
+}
+
 /// Everything a backend needs to boot one machine; made by `launch`, sent to the holder.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct BootPlan {
@@ -125,9 +146,7 @@ pub(crate) struct BootPlan {
     pub arch: Arch,
     pub cpus: u32,
     pub memory_mib: u32,
-    pub kernel: PathBuf,
-    pub initrd: Option<PathBuf>,
-    pub cmdline: String,
+    pub boot: Boot,
     /// A qcow2 overlay on `image`.
     pub disk: PathBuf,
     #[serde(default)]
@@ -156,9 +175,11 @@ impl BootPlan {
             arch: Arch::X86_64,
             cpus: 2,
             memory_mib: 1024,
-            kernel: "/k".into(),
-            initrd: Some("/i".into()),
-            cmdline: "root=/dev/vda1 console=ttyS0".into(),
+            boot: Boot::Kernel {
+                kernel: "/k".into(),
+                initrd: Some("/i".into()),
+                cmdline: "root=/dev/vda1 console=ttyS0".into(),
+            },
             disk: "/a,b/disk.qcow2".into(),
             image: "/cache/debian.raw".into(),
             seed: "/seed.img".into(),

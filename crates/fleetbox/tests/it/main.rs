@@ -6,6 +6,7 @@ mod attribute;
 mod conformance;
 #[cfg(feature = "unstable-fake")]
 mod fake;
+mod firmware;
 mod input;
 mod readme;
 mod real;

@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use fleetbox::{ErrorKind, Result, State, Vm};
 
-use super::bed::{Bed, CPUS, DISK_GIB, MEMORY_MIB, until};
+use super::bed::{Bed, CPUS, DISK_GIB, MEMORY_MIB, until, until_within};
 
 /// Long enough for any guest to have answered, were it running.
 const STANDS_STILL: Duration = Duration::from_secs(2);
+/// It gives up page by page, each by an exit to the monitor where the machine is emulated.
+const BALLOON_WAIT: Duration = Duration::from_mins(3);
 
 pub(super) async fn a_start_returns_what_was_asked_for(bed: &mut Bed) -> Result<()> {
     let vm = bed.vm();
@@ -147,12 +149,12 @@ pub(super) async fn a_balloon_takes_memory_and_gives_it_back(bed: &mut Bed) -> R
     }
     let before_mib = memory_mib(vm, "MemTotal").await?;
     vm.set_balloon_mib(TAKEN_MIB).await?;
-    until("the balloon's growth", async || {
+    until_within(BALLOON_WAIT, "the balloon's growth", async || {
         memory_mib(vm, "MemTotal").await.is_ok_and(|mib| mib + TAKEN_MIB <= before_mib)
     })
     .await;
     vm.set_balloon_mib(0).await?;
-    until("the balloon's end", async || {
+    until_within(BALLOON_WAIT, "the balloon's end", async || {
         memory_mib(vm, "MemTotal").await.is_ok_and(|mib| mib == before_mib)
     })
     .await;
