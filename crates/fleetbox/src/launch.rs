@@ -4,10 +4,12 @@
 mod create;
 mod plan;
 mod ready;
+mod request;
 mod spawn;
 
 use std::time::{Duration, Instant};
 
+pub(crate) use self::request::{StartRequest, Trail};
 use crate::backend::select::{self, Choice, Wanted};
 use crate::backend::{Accel, Backend, nested};
 use crate::control::client::{self, Client, Hold};
@@ -16,12 +18,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::holder::cleanup;
 use crate::images::{self, CachedImage};
 use crate::prepare::kernel::{self, BootSource};
-use crate::progress::{Progress, ProgressSink, Stage};
-use crate::spec::{Name, VmSpec};
+use crate::progress::{Progress, Stage};
+use crate::spec::Name;
 use crate::ssh::Session;
 use crate::ssh::keys;
 use crate::store::lock::{self, Lock};
 use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
+use crate::store::place;
 use crate::store::record::VmRecord;
 use crate::timings::Timings;
 
@@ -29,20 +32,6 @@ use self::plan::Start;
 
 /// A holder without machines ends in well under a second.
 const HOLDER_END_WAIT: Duration = Duration::from_secs(5);
-
-/// What `start` was asked for.
-#[derive(Debug, Clone)]
-pub(crate) struct StartRequest {
-    pub name: Name,
-    pub spec: VmSpec,
-    /// Whether the caller chose anything of the spec, so that ignoring it is worth a word.
-    pub spec_given: bool,
-    pub backend: Option<Backend>,
-    pub detached: bool,
-    pub ephemeral: bool,
-    pub timeout: Option<Duration>,
-    pub progress: ProgressSink,
-}
 
 /// A VM that runs and answers.
 pub(crate) struct Launched {
@@ -65,9 +54,10 @@ async fn run(request: StartRequest) -> Result<Launched> {
     request.spec.check()?;
     ready::limit(request.timeout, Accel::Tcg)?;
     let paths = Paths::from_env()?;
-    paths.prepare_root(&request.name.cluster())?;
+    let cluster = place::cluster_for(&paths, &request.name, request.cluster.as_ref())?;
+    paths.prepare_root(&cluster)?;
     let client_key = keys::installation_key(&paths)?;
-    let cluster = paths.prepare(&request.name.cluster())?;
+    let cluster = paths.prepare(&cluster)?;
     let client = Client::new(cluster.socket());
 
     let starter = start_lock(&cluster, &request).await?;
@@ -233,6 +223,7 @@ async fn hold_or_spawn(
 struct Starter<'a> {
     cluster: &'a ClusterPaths,
     _lock: Lock,
+    _turn: tokio::sync::OwnedMutexGuard<()>,
 }
 
 impl Drop for Starter<'_> {
@@ -245,13 +236,13 @@ impl Drop for Starter<'_> {
 
 /// One starter at a time per cluster: a second start of the same name waits and then joins.
 async fn start_lock<'a>(cluster: &'a ClusterPaths, request: &StartRequest) -> Result<Starter<'a>> {
+    let turn = request.queue.clone().lock_owned().await;
+    let name = cluster.name()?;
     let waiting = || {
-        request.progress.send(Progress::Note(format!(
-            "waiting for another process that works on {}",
-            request.name.cluster()
-        )));
+        let note = format!("waiting for another process that works on {name}");
+        request.progress.send(Progress::Note(note));
     };
-    Ok(Starter { cluster, _lock: lock::lock(&cluster.lock(), waiting).await? })
+    Ok(Starter { cluster, _lock: lock::lock(&cluster.lock(), waiting).await?, _turn: turn })
 }
 
 /// Options are frozen at creation; an existing VM keeps its own.
@@ -314,6 +305,7 @@ async fn boot_until_alive(
         // What an earlier boot wrote would be taken for this one's.
         remove_old(&plan.console)?;
         remove_old(&plan.vmm_log)?;
+        request.trail.boots();
         let began = Instant::now();
         let (accel, console) = (plan.accel, plan.console.clone());
         client.boot(plan).await?;

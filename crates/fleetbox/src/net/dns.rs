@@ -79,17 +79,26 @@ async fn serve_tcp(listener: TcpListener, names: Names) {
     }
 }
 
-/// The answer if the question is about a member.
+/// The answer if the question is about a member, or about a name that only a member could have: what
+/// the world says of our domain is no business of a guest's.
 fn answer_member(query: &[u8], names: &Names) -> Option<Vec<u8>> {
     let packet = Packet::parse(query).ok()?;
     let question = packet.questions.first()?;
     let asked = question.qname.to_string().to_ascii_lowercase();
     let asked = asked.trim_end_matches('.');
-    let short = asked.strip_suffix(plan::DOMAIN).and_then(|s| s.strip_suffix('.')).unwrap_or(asked);
-    let address = *names.read().ok()?.get(short)?;
+    let in_domain = asked.strip_suffix(plan::DOMAIN).and_then(|s| s.strip_suffix('.'));
+    let known = names.read().ok()?.get(in_domain.unwrap_or(asked)).copied();
     let mut reply = packet.clone().into_reply();
     reply.additional_records.clear();
     reply.set_flags(PacketFlag::RECURSION_AVAILABLE | PacketFlag::AUTHORITATIVE_ANSWER);
+    let address = match (known, in_domain) {
+        (Some(address), _) => address,
+        (None, Some(_)) => {
+            *reply.rcode_mut() = simple_dns::RCODE::NameError;
+            return reply.build_bytes_vec_compressed().ok();
+        }
+        (None, None) => return None,
+    };
     let wants_address = matches!(question.qtype, QTYPE::TYPE(TYPE::A) | QTYPE::ANY)
         && matches!(question.qclass, QCLASS::CLASS(CLASS::IN) | QCLASS::ANY);
     if wants_address {
@@ -214,6 +223,15 @@ mod tests {
         let packet = Packet::parse(&answer).unwrap();
         assert!(packet.answers.is_empty());
         assert_eq!(packet.rcode(), simple_dns::RCODE::NoError);
+    }
+
+    #[test]
+    fn a_name_of_the_domain_that_no_member_has_is_not_asked_of_the_world() {
+        let answer = answer_member(&query("node-9.fleetbox.internal", TYPE::A), &names()).unwrap();
+        let packet = Packet::parse(&answer).unwrap();
+        assert!(packet.answers.is_empty());
+        assert_eq!(packet.rcode(), simple_dns::RCODE::NameError);
+        assert!(answer_member(&query("evilfleetbox.internal", TYPE::A), &names()).is_none());
     }
 
     #[test]
