@@ -52,6 +52,13 @@ pub(crate) fn tap_name(number: u32) -> String {
     format!("fbtap{number}")
 }
 
+/// The interfaces of a relay beside the tap with this number: the silent bridge the tap is moved
+/// to, the relay's own port on it, and its port on the cluster's bridge.
+#[cfg(target_os = "linux")]
+pub(crate) fn relay_names(number: u32) -> [String; 3] {
+    [format!("fbmid{number}"), format!("fbin{number}"), format!("fbout{number}")]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,9 +4,11 @@
 //! A socket keeps the namespace it was made in, so the rest of the process stays in the host's
 //! network and still listens, connects and dials inside the cluster's.
 
+mod cut;
 mod link;
 mod local;
 mod nft;
+mod port;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
@@ -20,7 +22,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 
+pub(crate) use self::cut::{Change, Cut};
 pub(crate) use self::local::LocalName;
+pub(crate) use self::port::HOST_SIDE;
 use super::plan;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys;

@@ -1,4 +1,4 @@
-//! Owns the nftables rules of the cluster's namespace (nft(8); attributes as in the kernel's
+//! Owns the nftables rules that redirect guests' connections (nft(8); attributes as in the kernel's
 //! `linux/netfilter/nf_tables.h`). It acts on the calling thread's network namespace.
 
 use std::ffi::CStr;
@@ -32,12 +32,7 @@ pub(super) fn redirect(
     gateway: Ipv4Addr,
     port: u16,
 ) -> io::Result<()> {
-    let generation = {
-        let request = Request::new().op_getgen_do(&Nfgenmsg::new());
-        let mut replies = netlink.request(&request)?;
-        let (_, attributes) = replies.recv_one()?;
-        attributes.get_id().map_err(io::Error::other)?
-    };
+    let generation = generation(netlink)?;
     let mut batch = Chained::new(netlink.reserve_seq(16));
     batch.request().op_batch_begin_do(&batch_header()).encode().push_genid(generation);
     batch.request().set_create().op_newtable_do(&ipv4_header()).encode().push_name(TABLE);
@@ -126,7 +121,15 @@ fn push_rule(batch: &mut Chained<'static>, gateway: Ipv4Addr, port: u16) {
         .end_nested();
 }
 
-fn batch_header() -> Nfgenmsg {
+/// The ruleset's generation: a batch for another one is refused.
+pub(super) fn generation(netlink: &mut NetlinkSocket) -> io::Result<u32> {
+    let request = Request::new().op_getgen_do(&Nfgenmsg::new());
+    let mut replies = netlink.request(&request)?;
+    let (_, attributes) = replies.recv_one()?;
+    attributes.get_id().map_err(io::Error::other)
+}
+
+pub(super) fn batch_header() -> Nfgenmsg {
     let mut header = Nfgenmsg::new();
     header.set_res_id(SUBSYSTEM);
     header
