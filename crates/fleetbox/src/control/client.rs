@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 
 use super::PROTOCOL;
 use super::frame::Frames;
-use super::message::{Booted, Envelope, Event, HolderStatus, Reply, Request};
+use super::message::{ActiveFault, Booted, Envelope, Event, Fault, HolderStatus, Reply, Request};
 use crate::backend::BootPlan;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Name;
@@ -128,6 +128,35 @@ impl Client {
         Ok(Hold { frames })
     }
 
+    /// Breaks the network until what is returned is dropped, unless [`Client::keep_fault`] is asked.
+    pub(crate) async fn fault(&self, fault: Fault) -> Result<FaultHold> {
+        let mut frames = self.dial().await?;
+        let request = Request::Fault { fault };
+        match within(REPLY_WAIT, &mut frames, request, &self.socket).await? {
+            Reply::Fault { id, seed } => Ok(FaultHold { id, seed, _connection: frames }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub(crate) async fn keep_fault(&self, id: u64) -> Result<()> {
+        self.done(Request::KeepFault { id }, REPLY_WAIT).await
+    }
+
+    pub(crate) async fn heal_fault(&self, id: u64) -> Result<()> {
+        self.done(Request::HealFault { id }, REPLY_WAIT).await
+    }
+
+    pub(crate) async fn heal(&self) -> Result<()> {
+        self.done(Request::Heal, REPLY_WAIT).await
+    }
+
+    pub(crate) async fn faults(&self) -> Result<Vec<ActiveFault>> {
+        match self.ask(Request::Faults, REPLY_WAIT).await?.0 {
+            Reply::Faults(faults) => Ok(faults),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     async fn done(&self, request: Request, wait: Duration) -> Result<()> {
         match self.ask(request, wait).await?.0 {
             Reply::Done => Ok(()),
@@ -166,6 +195,14 @@ impl Client {
             .source(e)),
         }
     }
+}
+
+/// A fault that is there while this is, or longer if it is kept.
+#[derive(Debug)]
+pub(crate) struct FaultHold {
+    pub id: u64,
+    pub seed: Option<u64>,
+    _connection: Frames,
 }
 
 /// The right to a living holder: it ends when the last of these is dropped, unless detached.

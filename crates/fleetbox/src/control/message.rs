@@ -1,11 +1,14 @@
 //! Owns the wire types. They are frozen: a field is only ever added with a default, anything else
 //! raises [`super::PROTOCOL`]. No behaviour here.
 
+mod fault;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::fault::{ActiveFault, Fault, Link, Policy};
 use crate::backend::BootPlan;
 use crate::error::{Error, ErrorKind};
 use crate::spec::Name;
@@ -79,6 +82,22 @@ pub(crate) enum Request {
         port: u16,
         listen: SocketAddr,
     },
+    /// Breaks the network. It is mended when the connection this came on ends, unless kept.
+    Fault {
+        fault: Fault,
+    },
+    /// The fault stays when its connection ends.
+    KeepFault {
+        id: u64,
+    },
+    /// Mends what one fault broke; nothing to do if that is done.
+    HealFault {
+        id: u64,
+    },
+    /// Mends all that network faults broke.
+    Heal,
+    /// Asks which faults there are.
+    Faults,
     /// Ends the holder and all it holds.
     Close,
 }
@@ -94,6 +113,13 @@ pub(crate) enum Reply {
     Forwarded {
         address: SocketAddr,
     },
+    Fault {
+        id: u64,
+        /// What its dice were seeded with, if it has any.
+        #[serde(default)]
+        seed: Option<u64>,
+    },
+    Faults(Vec<ActiveFault>),
     Error(WireError),
 }
 
@@ -200,6 +226,16 @@ mod tests {
             r#"{"protocol":1,"op":"balloon","vm":"web","mib":256}"#,
             r#"{"protocol":1,"op":"connect","vm":"web-1","port":22}"#,
             r#"{"protocol":1,"op":"forward","vm":"web","port":80,"listen":"127.0.0.1:0"}"#,
+            r#"{"protocol":1,"op":"fault","fault":{"what":"cut","from":"a","to":"b"}}"#,
+            r#"{"protocol":1,"op":"fault","fault":{"what":"partition","groups":[["a"],["b"]]}}"#,
+            r#"{"protocol":1,"op":"fault","fault":{"what":"isolate","vm":"a"}}"#,
+            r#"{"protocol":1,"op":"fault","fault":{"what":"link","vm":"a","link":{"loss":0.1}}}"#,
+            r#"{"protocol":1,"op":"fault","fault":{"what":"egress","policy":{"only":["a.b:1"]}}}"#,
+            r#"{"protocol":1,"op":"fault","fault":{"what":"egress","vm":"a","policy":"deny"}}"#,
+            r#"{"protocol":1,"op":"keep_fault","id":1}"#,
+            r#"{"protocol":1,"op":"heal_fault","id":1}"#,
+            r#"{"protocol":1,"op":"heal"}"#,
+            r#"{"protocol":1,"op":"faults"}"#,
         ] {
             let envelope: Envelope = serde_json::from_str(sample).unwrap();
             assert_eq!(envelope.protocol, 1);

@@ -1,10 +1,11 @@
 //! Owns the holder's members and what happens to them: boot and end, sockets to them; `power` has
-//! the buttons. It must not know how requests arrive.
+//! the buttons, `faults` what is broken in the network. It must not know how requests arrive.
 //!
 //! ```text
 //! (none) ──boot──► Booting ──► Running ──ended──► Ended ──boot──► Booting …
 //! ```
 
+mod faults;
 mod power;
 
 use std::collections::BTreeMap;
@@ -20,8 +21,10 @@ use tokio::task::AbortHandle;
 use crate::backend::{self, BootPlan, Machine};
 use crate::control::message::{Booted, Event, HolderStatus, MemberStatus};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Names, Network};
+use crate::net::{Names, Network, RuleSet};
 use crate::spec::Name;
+
+use self::faults::Faults;
 
 /// One cluster's holder.
 pub(super) struct State {
@@ -29,6 +32,8 @@ pub(super) struct State {
     names: Names,
     inner: Mutex<Inner>,
     events: broadcast::Sender<Event>,
+    faults: tokio::sync::Mutex<Faults>,
+    rules: watch::Sender<RuleSet>,
     /// Counts what keeps the holder alive.
     life: watch::Sender<Life>,
 }
@@ -43,6 +48,8 @@ struct Inner {
 
 struct Member {
     plan: BootPlan,
+    /// The number of its tap, another at every boot.
+    tap: u32,
     phase: Phase,
     /// Its processors stand still.
     paused: bool,
@@ -97,6 +104,8 @@ impl Drop for Holding {
 impl State {
     pub(super) fn new(network: Network, names: Names) -> Arc<Self> {
         Arc::new(Self {
+            faults: tokio::sync::Mutex::new(Faults::new(network.clone())),
+            rules: watch::Sender::default(),
             network,
             names,
             inner: Mutex::default(),
@@ -197,8 +206,11 @@ impl State {
                 }
                 Some(Phase::Ended(_)) | None => {}
             }
+            inner.next_tap += 1;
+            let tap = inner.next_tap;
             let member = Member {
                 plan: plan.clone(),
+                tap,
                 phase: Phase::Booting,
                 paused: false,
                 pausing: Arc::default(),
@@ -206,16 +218,19 @@ impl State {
                 forwards: BTreeMap::new(),
             };
             inner.members.insert(vm.clone(), member);
-            inner.next_tap += 1;
-            inner.next_tap
+            tap
         };
+        // Cut off before its first frame, if it is to be.
+        self.follow().await;
         match backend::boot(&plan, &self.network, tap).await {
             Ok(machine) => {
                 self.running(&vm, address, machine.into());
+                self.follow().await;
                 Ok(Booted { address, started: true })
             }
             Err(error) => {
                 self.lock().members.remove(&vm);
+                self.follow().await;
                 Err(error.vm(vm.as_str()))
             }
         }
@@ -242,6 +257,7 @@ impl State {
                 Err(_) => "its monitor was lost".to_owned(),
             };
             state.ended(&vm, why);
+            state.follow().await;
         });
     }
 

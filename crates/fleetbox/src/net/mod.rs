@@ -10,14 +10,17 @@ mod linux;
 pub(crate) mod plan;
 #[cfg(target_os = "linux")]
 mod plane;
+mod policy;
 #[cfg(target_os = "linux")]
 mod relay;
 
+pub(crate) use self::policy::{Destination, Egress};
 #[cfg(target_os = "linux")]
 pub(crate) use self::{
-    dns::{Names, serve as serve_dns},
+    dns::{Names, Resolver, serve as serve_dns},
     egress::serve as serve_egress,
     linux::{Listeners, LocalName, Network},
     plane::{Plane, Wanted},
+    policy::{RuleSet, Rules, Seen},
     relay::{Impairment, Mac, StagePlan},
 };

@@ -17,6 +17,9 @@ const FIRST_HOST: u8 = 10;
 pub(crate) const MEMBERS_MAX: usize = 240;
 /// The domain members' names are in.
 pub(crate) const DOMAIN: &str = "fleetbox.internal";
+/// What guests call the host.
+#[cfg(target_os = "linux")]
+pub(crate) const HOST_NAME: &str = "host.fleetbox.internal";
 
 /// Where one member is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -37,7 +37,11 @@ struct FakeMachine {
 }
 
 /// "Boots": the guest answers when this returns.
-pub(super) async fn boot(plan: &BootPlan, network: &Network) -> Result<impl Machine + use<>> {
+pub(super) async fn boot(
+    plan: &BootPlan,
+    network: &Network,
+    tap_number: u32,
+) -> Result<impl Machine + use<>> {
     let failed = |step: &'static str| {
         move |e: io::Error| Error::new(ErrorKind::BackendUnavailable, step).source(e)
     };
@@ -53,6 +57,8 @@ pub(super) async fn boot(plan: &BootPlan, network: &Network) -> Result<impl Mach
     let mut command = std::process::Command::new(&plan.program);
     // Reads until the holder's end of the pipe closes, which is never before it dies.
     command.args(["-c", "read -r forever"]).stdin(Stdio::piped()).stdout(Stdio::null());
+    // Nothing comes or goes through it, but network faults find what they act on.
+    let tap = network.tap(crate::net::plan::tap_name(tap_number)).await?;
     let child = Command::from(command)
         .kill_on_drop(true)
         .spawn()
@@ -67,6 +73,7 @@ pub(super) async fn boot(plan: &BootPlan, network: &Network) -> Result<impl Mach
         let why = reap(child, end_asked).await;
         lock(&serving_end).abort();
         echoing.abort();
+        drop(tap);
         ended_sender.send_replace(Some(why));
     });
     let reboot = Box::new(move || {

@@ -17,7 +17,7 @@
 use std::ffi::CStr;
 use std::io;
 
-use netlink_bindings::nftables::{Chained, MetaKeys, Nfgenmsg, Registers, Request, VerdictCode};
+use netlink_bindings::nftables::{Chained, MetaKeys, Nfgenmsg, Registers, VerdictCode};
 use netlink_socket2::NetlinkSocket;
 
 use super::nft::{batch_header, generation};

@@ -23,10 +23,16 @@ const SUBSYSTEM: u16 = 10;
 /// Where the destination lies in an IPv4 header, and how much of it names the /24.
 const DESTINATION_OFFSET: u32 = 16;
 const SUBNET_BYTES: usize = 3;
+/// Where the destination port lies in a TCP header.
+const TCP_PORT_OFFSET: u32 = 2;
 
-/// Every TCP connection that leaves the subnet of `gateway` ends at `gateway:port` instead, with
-/// its destination to be had by `SO_ORIGINAL_DST`:
-/// `ip daddr != SUBNET meta l4proto tcp dnat to gateway:port`.
+/// Every TCP connection that leaves the subnet of `gateway`, or asks the gateway for anything but
+/// names, ends at `gateway:port` instead, with its destination to be had by `SO_ORIGINAL_DST`:
+///
+/// ```text
+/// ip daddr != SUBNET meta l4proto tcp dnat to gateway:port
+/// ip daddr gateway tcp dport != 53 dnat to gateway:port
+/// ```
 pub(super) fn redirect(
     netlink: &mut NetlinkSocket,
     gateway: Ipv4Addr,
@@ -48,16 +54,29 @@ pub(super) fn redirect(
         .push_num(HOOK_PREROUTING)
         .push_priority(PRIORITY_DSTNAT)
         .end_nested();
-    push_rule(&mut batch, gateway, port);
+    push_rule(&mut batch, gateway, port, &OUTSIDE);
+    push_rule(&mut batch, gateway, port, &HOST);
     batch.request().op_batch_end_do(&batch_header());
     let batch = batch.finalize();
     Ok(netlink.request_chained(&batch)?.recv_all()?)
 }
 
-fn push_rule(batch: &mut Chained<'static>, gateway: Ipv4Addr, port: u16) {
+/// Which connections a rule is about.
+struct Match {
+    /// How much of the gateway's address is compared, and how.
+    bytes: usize,
+    op: CmpOps,
+    /// The destination port is not this one.
+    not_port: Option<u16>,
+}
+
+const OUTSIDE: Match = Match { bytes: SUBNET_BYTES, op: CmpOps::Neq, not_port: None };
+const HOST: Match = Match { bytes: 4, op: CmpOps::Eq, not_port: Some(53) };
+
+fn push_rule(batch: &mut Chained<'static>, gateway: Ipv4Addr, port: u16, rule: &Match) {
     let (first, second) = (Registers::Reg1 as u32, Registers::Reg2 as u32);
     let mut request = batch.request().set_create().set_append().op_newrule_do(&ipv4_header());
-    request
+    let mut expressions = request
         .encode()
         .push_table(TABLE)
         .push_chain(CHAIN)
@@ -67,15 +86,15 @@ fn push_rule(batch: &mut Chained<'static>, gateway: Ipv4Addr, port: u16) {
         .push_dreg(first)
         .push_base(PayloadBase::NetworkHeader as u32)
         .push_offset(DESTINATION_OFFSET)
-        .push_len(SUBNET_BYTES as u32)
+        .push_len(rule.bytes as u32)
         .end_nested()
         .end_nested()
         .nested_elem()
         .nested_data_cmp()
         .push_sreg(first)
-        .push_op(CmpOps::Neq as u32)
+        .push_op(rule.op as u32)
         .nested_data()
-        .push_value(&gateway.octets()[..SUBNET_BYTES])
+        .push_value(&gateway.octets()[..rule.bytes])
         .end_nested()
         .end_nested()
         .end_nested()
@@ -93,7 +112,28 @@ fn push_rule(batch: &mut Chained<'static>, gateway: Ipv4Addr, port: u16) {
         .push_value(&[libc::IPPROTO_TCP as u8])
         .end_nested()
         .end_nested()
-        .end_nested()
+        .end_nested();
+    if let Some(port) = rule.not_port {
+        expressions = expressions
+            .nested_elem()
+            .nested_data_payload()
+            .push_dreg(first)
+            .push_base(PayloadBase::TransportHeader as u32)
+            .push_offset(TCP_PORT_OFFSET)
+            .push_len(2)
+            .end_nested()
+            .end_nested()
+            .nested_elem()
+            .nested_data_cmp()
+            .push_sreg(first)
+            .push_op(CmpOps::Neq as u32)
+            .nested_data()
+            .push_value(&port.to_be_bytes())
+            .end_nested()
+            .end_nested()
+            .end_nested();
+    }
+    expressions
         .nested_elem()
         .nested_data_immediate()
         .push_dreg(first)

@@ -269,7 +269,7 @@ fn a_pairs_link_leaves_others_alone_and_counts_broadcasts() {
 #[test]
 fn what_is_under_way_arrives_when_a_fault_ends() {
     with_rights("what_is_under_way_arrives_when_a_fault_ends", async |mut lab| {
-        let late = Duration::from_secs(3600);
+        let late = Duration::from_hours(1);
         lab.want(link(2, Impairment { latency: late, ..Impairment::default() })).await;
         for number in 0..10 {
             lab.send(1, mac(2), number, 60);

@@ -73,7 +73,7 @@ impl Relay {
         self.order(Order::Set(Vec::new()));
         self.order(Order::Flush(done));
         // An ended relay has nothing under way.
-        drop(flushed.recv());
+        let _ = flushed.recv();
     }
 
     fn order(&self, order: Order) {
@@ -159,7 +159,7 @@ impl Runner {
                         self.write(way, &bytes);
                     }
                     // Whoever asked may not wait any more.
-                    drop(done.send(()));
+                    let _ = done.send(());
                 }
                 Order::End => return false,
             }
