@@ -1,11 +1,12 @@
 //! Owns [`VmBuilder`]: what may be said of a VM before it is started. It must not start it itself;
 //! `launch` does.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::launch::{self, StartRequest};
+use crate::launch::{self, StartRequest, Trail};
 use crate::progress::{Progress, ProgressSink};
 use crate::spec::{Arch, Name, VmSpec};
 use crate::vm::Vm;
@@ -122,9 +123,20 @@ impl VmBuilder {
     /// ([`ErrorKind::HostUnsupported`](crate::ErrorKind::HostUnsupported), [`ErrorKind::BackendUnavailable`](crate::ErrorKind::BackendUnavailable)); last
     /// [`ErrorKind::BootFailed`](crate::ErrorKind::BootFailed), which names the stage reached and shows the console's tail.
     pub async fn start(self) -> Result<Vm> {
-        let name = Name::new(&self.name)?;
-        let request = StartRequest {
-            name,
+        launch::start(self.request()?).await.and_then(Vm::launched)
+    }
+
+    /// The same options for another VM.
+    pub(crate) fn named(&self, name: &Name) -> Self {
+        Self { name: name.to_string(), ..self.clone() }
+    }
+
+    /// What is asked for; only the name is checked.
+    pub(crate) fn request(self) -> Result<StartRequest> {
+        Ok(StartRequest {
+            name: Name::new(&self.name)?,
+            cluster: None,
+            index: None,
             spec: self.spec,
             spec_given: self.spec_given,
             backend: self.backend,
@@ -132,7 +144,8 @@ impl VmBuilder {
             ephemeral: self.ephemeral,
             timeout: self.timeout,
             progress: self.progress,
-        };
-        launch::start(request).await.and_then(Vm::launched)
+            trail: Trail::default(),
+            queue: Arc::default(),
+        })
     }
 }

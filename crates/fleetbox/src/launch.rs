@@ -3,11 +3,13 @@
 
 mod create;
 mod ready;
+mod request;
 mod spawn;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+pub(crate) use self::request::{StartRequest, Trail};
 use crate::backend::select::{self, Choice, Wanted};
 use crate::backend::{Accel, Backend, BootPlan, nested};
 use crate::control::client::{self, Client, Hold};
@@ -16,31 +18,18 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::holder::cleanup;
 use crate::images::{self, CachedImage};
 use crate::prepare::kernel::{self, BootFiles};
-use crate::progress::{Progress, ProgressSink, Stage};
-use crate::spec::{Name, VmSpec};
+use crate::progress::{Progress, Stage};
+use crate::spec::Name;
 use crate::ssh::Session;
 use crate::ssh::keys;
 use crate::store::lock::{self, Lock};
 use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
+use crate::store::place;
 use crate::store::record::VmRecord;
 use crate::timings::Timings;
 
 /// A holder without machines ends in well under a second.
 const HOLDER_END_WAIT: Duration = Duration::from_secs(5);
-
-/// What `start` was asked for.
-#[derive(Debug, Clone)]
-pub(crate) struct StartRequest {
-    pub name: Name,
-    pub spec: VmSpec,
-    /// Whether the caller chose anything of the spec, so that ignoring it is worth a word.
-    pub spec_given: bool,
-    pub backend: Option<Backend>,
-    pub detached: bool,
-    pub ephemeral: bool,
-    pub timeout: Option<Duration>,
-    pub progress: ProgressSink,
-}
 
 /// A VM that runs and answers.
 pub(crate) struct Launched {
@@ -63,9 +52,10 @@ async fn run(request: StartRequest) -> Result<Launched> {
     request.spec.check()?;
     ready::limit(request.timeout, Accel::Tcg)?;
     let paths = Paths::from_env()?;
-    paths.prepare_root(&request.name.cluster())?;
+    let cluster = place::cluster_for(&paths, &request.name, request.cluster.as_ref())?;
+    paths.prepare_root(&cluster)?;
     let client_key = keys::installation_key(&paths)?;
-    let cluster = paths.prepare(&request.name.cluster())?;
+    let cluster = paths.prepare(&cluster)?;
     let client = Client::new(cluster.socket());
 
     let starter = start_lock(&cluster, &request).await?;
@@ -225,6 +215,7 @@ async fn hold_or_spawn(
 struct Starter<'a> {
     cluster: &'a ClusterPaths,
     _lock: Lock,
+    _turn: tokio::sync::OwnedMutexGuard<()>,
 }
 
 impl Drop for Starter<'_> {
@@ -237,13 +228,13 @@ impl Drop for Starter<'_> {
 
 /// One starter at a time per cluster: a second start of the same name waits and then joins.
 async fn start_lock<'a>(cluster: &'a ClusterPaths, request: &StartRequest) -> Result<Starter<'a>> {
+    let turn = request.queue.clone().lock_owned().await;
+    let name = cluster.name()?;
     let waiting = || {
-        request.progress.send(Progress::Note(format!(
-            "waiting for another process that works on {}",
-            request.name.cluster()
-        )));
+        let note = format!("waiting for another process that works on {name}");
+        request.progress.send(Progress::Note(note));
     };
-    Ok(Starter { cluster, _lock: lock::lock(&cluster.lock(), waiting).await? })
+    Ok(Starter { cluster, _lock: lock::lock(&cluster.lock(), waiting).await?, _turn: turn })
 }
 
 /// Options are frozen at creation; an existing VM keeps its own.
@@ -349,6 +340,7 @@ async fn boot_until_alive(
     loop {
         // What an earlier boot wrote would be taken for this one's.
         remove_old(&plan.console)?;
+        request.trail.boots();
         let began = Instant::now();
         client.boot(plan.clone()).await?;
         timings.enter(Stage::Kernel);

@@ -16,12 +16,13 @@
 //! # fn main() {}
 //! ```
 //!
-//! Modules in the order of the data's way: what a user holds (`vm`, `spec`, `error`), the pipeline
+//! Modules in the order of the data's way: what a user holds (`cluster`, `vm`, `spec`, `error`), the pipeline
 //! of a start (`launch`, `prepare`, `images`), the conversation with the holder (`control`), the
 //! holder and what it holds (`holder`, `net`, `backend`), and SSH. ARCHITECTURE.md has the map.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start what they test against"))]
 
+mod cluster;
 mod vm;
 mod builder;
 mod spec;
@@ -49,6 +50,7 @@ mod skip;
 pub use backend::nested::nested_virt_supported;
 pub use backend::{Backend, Capabilities};
 pub use builder::VmBuilder;
+pub use cluster::{Cluster, ClusterBuilder};
 pub use console::harmless;
 pub use control::PROTOCOL;
 pub use error::{Error, ErrorKind, Fault, Result};

@@ -10,6 +10,7 @@ use crate::control::message::{HolderStatus, WireError};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Name;
 use crate::store::paths::{MemberPaths, Paths};
+use crate::store::place::{self, Placed};
 use crate::store::record::{self, VmRecord};
 use crate::vm::{State, Vm, VmInfo};
 
@@ -74,14 +75,19 @@ fn described(record: &VmRecord, status: &Result<Option<HolderStatus>>) -> Result
 pub fn resolve(name: &str) -> Result<Vec<Vm>> {
     let checked = Name::new(name)?;
     let paths = Paths::from_env()?;
-    if VmRecord::read(&paths.cluster(&checked.cluster()).member(&checked))?.is_some() {
-        return Ok(vec![Vm::find(name)?]);
+    if let Some(Placed { cluster, record }) = place::find(&paths, &checked)? {
+        return Ok(vec![Vm::placed(&paths, cluster, record)?]);
     }
-    let mut vms = Vec::new();
-    for record in record::members(&paths.cluster(&checked))? {
-        vms.push(Vm::find(record?.name.as_str())?);
-    }
+    let vms = members(&paths, &checked)?;
     if vms.is_empty() { Err(not_found(&paths, &checked)) } else { Ok(vms) }
+}
+
+/// The members of a cluster in the order of their addresses; none if there is no such cluster.
+pub(crate) fn members(paths: &Paths, cluster: &Name) -> Result<Vec<Vm>> {
+    let cluster = paths.cluster(cluster);
+    let mut records = record::members(&cluster)?.into_iter().collect::<Result<Vec<_>>>()?;
+    records.sort_by_key(|record| record.index);
+    records.into_iter().map(|record| Vm::placed(paths, cluster.clone(), record)).collect()
 }
 
 pub(crate) fn not_found(paths: &Paths, name: &Name) -> Error {
@@ -93,17 +99,21 @@ pub(crate) fn not_found(paths: &Paths, name: &Name) -> Error {
             known.push(record.name.to_string());
         }
     }
-    let nearest = known
-        .iter()
-        .map(|k| (strsim::jaro_winkler(k, name.as_str()), k))
-        .filter(|(likeness, _)| *likeness > 0.7)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    let hint = match nearest {
-        Some((_, nearest)) => format!("did you mean {nearest}? `fleetbox ls` shows all"),
+    let hint = match nearest(name.as_str(), known.iter().map(String::as_str)) {
+        Some(nearest) => format!("did you mean {nearest}? `fleetbox ls` shows all"),
         None if known.is_empty() => format!("there are no VMs yet; `fleetbox up {name}` makes one"),
         None => format!("`fleetbox ls` shows all; `fleetbox up {name}` makes it"),
     };
     Error::new(ErrorKind::NotFound, "find it: there is no such VM").vm(name.as_str()).hint(hint)
+}
+
+/// The name most like `name`, if one is.
+pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|k| (strsim::jaro_winkler(k, name), k))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, nearest)| nearest)
 }
 
 /// What record and holder together say of a VM.

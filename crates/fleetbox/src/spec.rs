@@ -58,8 +58,9 @@ impl Name {
         &self.0
     }
 
-    /// The cluster a VM belongs to: its name without a trailing `-<digits>`.
-    pub(crate) fn cluster(&self) -> Name {
+    /// The cluster a VM of this name is likely in, and is made in unless another is named: its name
+    /// without a trailing `-<digits>`. `store::place` knows where it is.
+    pub(crate) fn likely_cluster(&self) -> Name {
         match self.0.rsplit_once('-') {
             Some((prefix, digits))
                 if !prefix.is_empty()
@@ -250,7 +251,7 @@ mod tests {
             ("1", "1"),
             ("a--1", "a--1"),
         ] {
-            assert_eq!(Name::new(vm).unwrap().cluster().as_str(), cluster);
+            assert_eq!(Name::new(vm).unwrap().likely_cluster().as_str(), cluster);
         }
     }
 

@@ -23,10 +23,12 @@ use crate::ssh::keys::{self, KeyPair};
 use crate::ssh::{self, Command, Session, Target, copy};
 use crate::store::lock;
 use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
+use crate::store::place::{self, Placed};
 use crate::store::record::VmRecord;
 use crate::timings::Timings;
 
 use self::held::Held;
+pub(crate) use self::power::STOP_GRACE;
 
 /// A Linux machine: a real kernel, systemd and sshd, to run commands in, copy to, connect to and
 /// break.
@@ -100,7 +102,8 @@ impl std::fmt::Display for State {
 pub struct VmInfo {
     /// The VM's name.
     pub name: String,
-    /// The cluster it belongs to: its name without a trailing `-<digits>`.
+    /// The cluster it belongs to: the one it was started in, for a VM started alone its name without
+    /// a trailing `-<digits>`.
     pub cluster: String,
     /// Whether it runs.
     pub state: State,
@@ -148,22 +151,18 @@ impl Vm {
     pub fn find(name: &str) -> Result<Self> {
         let name = Name::new(name)?;
         let paths = Paths::from_env()?;
-        let cluster = paths.cluster(&name.cluster());
-        let Some(record) = VmRecord::read(&cluster.member(&name))? else {
-            return Err(crate::listing::not_found(&paths, &name));
-        };
+        match place::find(&paths, &name)? {
+            Some(Placed { cluster, record }) => Self::placed(&paths, cluster, record),
+            None => Err(crate::listing::not_found(&paths, &name)),
+        }
+    }
+
+    /// A handle to the VM of that record, without holding it.
+    pub(crate) fn placed(paths: &Paths, cluster: ClusterPaths, record: VmRecord) -> Result<Self> {
         let client = Client::new(cluster.socket());
-        let session = session(&record, &client, keys::installation_key(&paths)?);
-        Ok(Self {
-            inner: Arc::new(Inner {
-                record,
-                cluster,
-                client,
-                session,
-                held: Mutex::new(None),
-                timings: Timings::start(),
-            }),
-        })
+        let session = session(&record, &client, keys::installation_key(paths)?);
+        let (held, timings) = (Mutex::new(None), Timings::start());
+        Ok(Self { inner: Arc::new(Inner { record, cluster, client, session, held, timings }) })
     }
 
     pub(crate) fn launched(launched: Launched) -> Result<Self> {
@@ -324,6 +323,11 @@ impl Vm {
             .map_err(|e| self.mine(e))
     }
 
+    /// Its place among the members of its cluster, which decides its address.
+    pub(crate) fn index(&self) -> usize {
+        self.inner.record.index
+    }
+
     fn member(&self) -> MemberPaths {
         self.inner.cluster.member(&self.inner.record.name)
     }
@@ -334,7 +338,13 @@ impl Vm {
 
     /// Lets go of the VM without ending a detached one; a bound one ends if no other handle holds
     /// it. The same as dropping, but the holder has heard of it when this returns.
+    #[expect(clippy::unused_async, reason = "it may come to wait for the holder's word")]
     pub async fn release(self) {
+        self.let_go();
+    }
+
+    /// [`Vm::release`] of all clones.
+    pub(crate) fn let_go(&self) {
         self.inner.session.close();
         drop(self.inner.held.lock().unwrap_or_else(PoisonError::into_inner).take());
     }

@@ -13,6 +13,7 @@ use crate::prepare::{disk, seed};
 use crate::spec::DEFAULT_USER;
 use crate::ssh::keys::{self, KeyPair};
 use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
+use crate::store::place;
 use crate::store::record::{self, ImageStamp, VmRecord};
 
 /// Makes the VM's directory, whole or not at all.
@@ -41,8 +42,10 @@ pub(super) fn create(
     write_known_hosts(&record, &member)?;
     record.write(&member)?;
     let target = cluster.member(&record.name);
+    let _claim = place::claim(paths, &record.name, &record.cluster)?;
     std::fs::rename(half_made.path(), target.dir())
         .map_err(|e| Error::io("make", target.dir(), e))?;
+    request.trail.creates();
     // It is no longer there under its temporary name.
     drop(half_made.keep());
     Ok(record)
@@ -55,7 +58,7 @@ fn new_record(
     image: Option<&CachedImage>,
     host_key: &KeyPair,
 ) -> Result<VmRecord> {
-    let index = free_index(cluster)?;
+    let index = free_index(cluster, request.index)?;
     let place = plan::place(index)?;
     let (image_path, image_digest) =
         image.map(|i| (i.path.clone(), i.digest.clone())).unwrap_or_default();
@@ -66,7 +69,7 @@ fn new_record(
     Ok(VmRecord {
         format: VmRecord::FORMAT,
         name: request.name.clone(),
-        cluster: request.name.cluster(),
+        cluster: cluster.name()?,
         index,
         address: place.address,
         mac: place.mac,
@@ -82,13 +85,10 @@ fn new_record(
     })
 }
 
-/// The lowest index no member has.
-fn free_index(cluster: &ClusterPaths) -> Result<usize> {
-    let mut taken = Vec::new();
-    for record in record::members(cluster)? {
-        taken.push(record?.index);
-    }
-    Ok((0..=taken.len()).find(|index| !taken.contains(index)).unwrap_or(taken.len()))
+/// The index asked for, if it is free, else the lowest no member has.
+fn free_index(cluster: &ClusterPaths, asked: Option<usize>) -> Result<usize> {
+    let taken = record::indices(cluster)?;
+    Ok(asked.filter(|index| !taken.contains(index)).unwrap_or_else(|| record::lowest_free(&taken)))
 }
 
 fn write_seed(

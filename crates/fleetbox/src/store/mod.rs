@@ -4,4 +4,5 @@
 pub(crate) mod lock;
 mod owner;
 pub(crate) mod paths;
+pub(crate) mod place;
 pub(crate) mod record;

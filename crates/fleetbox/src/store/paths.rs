@@ -78,6 +78,11 @@ impl Paths {
         self.keys().join("lock")
     }
 
+    /// Held for the instant in which a VM appears: its name must be in no other cluster.
+    pub(crate) fn names_lock(&self) -> PathBuf {
+        self.root.join("names.lock")
+    }
+
     pub(crate) fn clusters(&self) -> PathBuf {
         self.root.join("clusters")
     }
@@ -116,6 +121,11 @@ impl ClusterPaths {
 
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The cluster's name, which its directory has.
+    pub(crate) fn name(&self) -> Result<Name> {
+        Name::new(&self.dir.file_name().unwrap_or_default().to_string_lossy())
     }
 
     /// Held by whoever creates, starts or removes members. Every name here has a dot, which no VM's

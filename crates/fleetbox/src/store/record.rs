@@ -133,6 +133,16 @@ pub(crate) fn members(cluster: &ClusterPaths) -> Result<Vec<Result<VmRecord>>> {
     Ok(names.iter().filter_map(|name| VmRecord::read(&cluster.member(name)).transpose()).collect())
 }
 
+/// The indices of a cluster's members.
+pub(crate) fn indices(cluster: &ClusterPaths) -> Result<Vec<usize>> {
+    members(cluster)?.into_iter().map(|record| Ok(record?.index)).collect()
+}
+
+/// The lowest index that is not taken.
+pub(crate) fn lowest_free(taken: &[usize]) -> usize {
+    (0..taken.len()).find(|index| !taken.contains(index)).unwrap_or(taken.len())
+}
+
 /// The names of all clusters that have a directory.
 pub(crate) fn clusters(paths: &Paths) -> Result<Vec<Name>> {
     let dir = paths.clusters();

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::spec::MEMORY_MIB_MIN;
 
 /// How long a guest may take to shut down by itself: systemd stops most services well within this.
-const STOP_GRACE: Duration = Duration::from_mins(1);
+pub(crate) const STOP_GRACE: Duration = Duration::from_mins(1);
 /// How long a guest may take from a reboot's request to its next login.
 const REBOOT_WAIT: Duration = Duration::from_mins(10);
 const POLL_FIRST: Duration = Duration::from_millis(100);

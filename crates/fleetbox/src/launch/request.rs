@@ -1,0 +1,62 @@
+//! Owns what a start is asked for, and the trail it leaves for whoever has to undo it. It must not act
+//! on either.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::backend::Backend;
+use crate::progress::ProgressSink;
+use crate::spec::{Name, VmSpec};
+
+/// What `start` was asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct StartRequest {
+    pub name: Name,
+    /// The cluster it must be in; by default the one that has it, else the one its name suggests.
+    pub cluster: Option<Name>,
+    /// The index it gets if it is made now and nobody has it; by default the lowest free one.
+    pub index: Option<usize>,
+    pub spec: VmSpec,
+    /// Whether the caller chose anything of the spec, so that ignoring it is worth a word.
+    pub spec_given: bool,
+    pub backend: Option<Backend>,
+    pub detached: bool,
+    pub ephemeral: bool,
+    pub timeout: Option<Duration>,
+    pub progress: ProgressSink,
+    pub trail: Trail,
+    /// Where several starts of one caller into one cluster queue, so that none takes a sibling for
+    /// another process.
+    pub queue: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// What a start did so far, for whoever has to undo it, also when it was dropped.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Trail(Arc<TrailMarks>);
+
+#[derive(Debug, Default)]
+struct TrailMarks {
+    created: AtomicBool,
+    booted: AtomicBool,
+}
+
+impl Trail {
+    pub(super) fn creates(&self) {
+        self.0.created.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn boots(&self) {
+        self.0.booted.store(true, Ordering::Relaxed);
+    }
+
+    /// It made the VM.
+    pub(crate) fn created(&self) -> bool {
+        self.0.created.load(Ordering::Relaxed)
+    }
+
+    /// It booted the VM, or was about to.
+    pub(crate) fn booted(&self) -> bool {
+        self.0.booted.load(Ordering::Relaxed)
+    }
+}
