@@ -1,5 +1,7 @@
 //! Owns the grammar of the command line. It must not act on it.
 
+pub(crate) mod net;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,6 +50,8 @@ pub(crate) enum Command {
     Logs(Logs),
     /// Make a port of a VM reachable at a loopback address
     Port(Port),
+    /// Break the network of running VMs, and mend it
+    Net(net::Net),
     /// Delete VMs, disks and all
     #[command(visible_aliases = ["remove", "destroy", "delete"])]
     Rm(Rm),

@@ -50,7 +50,9 @@ mod skip;
 pub use backend::nested::nested_virt_supported;
 pub use backend::{Backend, Capabilities};
 pub use builder::VmBuilder;
-pub use cluster::{Cluster, ClusterBuilder};
+pub use cluster::{
+    Cluster, ClusterBuilder, Egress, FaultInfo, FaultKind, Impairment, Link, NetworkFault,
+};
 pub use console::harmless;
 pub use control::PROTOCOL;
 pub use error::{Error, ErrorKind, Fault, Result};

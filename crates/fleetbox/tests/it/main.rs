@@ -6,6 +6,8 @@ mod attribute;
 mod conformance;
 #[cfg(feature = "unstable-fake")]
 mod fake;
+#[cfg(feature = "unstable-fake")]
+mod net_faults;
 mod input;
 mod readme;
 mod real;
