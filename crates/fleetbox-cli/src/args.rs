@@ -78,6 +78,11 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// Whether Ctrl-C is its ordinary end.
+    pub(crate) fn ends_by_interrupt(&self) -> bool {
+        matches!(self, Command::Net(net::Net { command: net::NetCommand::Capture { .. } }))
+    }
+
     /// Whether the exit code is the guest's.
     pub(crate) fn has_guest_code(&self) -> bool {
         matches!(self, Command::Ssh(_) | Command::Exec(_))
@@ -233,6 +238,9 @@ pub(crate) struct Port {
     /// Loopback address to listen at; port 0 is any free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
+    /// Listen at any address of this host instead: whoever reaches it reaches the VM's port
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "listen")]
+    pub publish: Option<SocketAddr>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -1,8 +1,9 @@
 //! Owns the grammar of `net`. It must not act on it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, Subcommand, ValueEnum, ValueHint};
 use clap_complete::ArgValueCompleter;
 
 use super::Output;
@@ -41,6 +42,15 @@ pub(crate) enum NetCommand {
     Link(Link),
     /// Set what VMs may reach outside: `net egress node only deb.debian.org:80`
     Egress(Egress),
+    /// Write packets to a file for Wireshark and tcpdump, until Ctrl-C
+    Capture {
+        /// Name of a VM, or of a cluster for all between its VMs
+        #[arg(add = ArgValueCompleter::new(complete::vms))]
+        name: String,
+        /// The pcap file, made anew; `-` is standard output
+        #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        write: PathBuf,
+    },
     /// Mend everything in a cluster's network
     Heal {
         /// Name of the cluster, or of a VM in it

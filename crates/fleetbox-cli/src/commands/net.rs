@@ -2,8 +2,9 @@
 //! until no VM of the cluster runs.
 
 use std::io::Write;
+use std::path::Path;
 
-use fleetbox::{Cluster, Error, FaultInfo, FaultKind, NetworkFault, Vm};
+use fleetbox::{Cluster, Error, ErrorKind, FaultInfo, FaultKind, NetworkFault, Vm};
 use serde::Serialize;
 
 use super::printed;
@@ -29,6 +30,7 @@ pub(super) async fn run(args: Net) -> Outcome {
         }
         NetCommand::Link(args) => link(args).await,
         NetCommand::Egress(args) => egress(args).await,
+        NetCommand::Capture { name, write } => capture(&name, &write).await,
         NetCommand::Heal { name } => {
             clusters(&name).await?.heal().await?;
             Ok(0)
@@ -45,7 +47,7 @@ async fn of(vm: &str) -> Result<Cluster, Error> {
 /// The cluster of that name, or the one a VM of that name is in.
 async fn clusters(name: &str) -> Result<Cluster, Error> {
     match of(name).await {
-        Err(e) if e.kind() == fleetbox::ErrorKind::NotFound => Cluster::find(name),
+        Err(e) if e.kind() == ErrorKind::NotFound => Cluster::find(name),
         found => found,
     }
 }
@@ -118,6 +120,35 @@ async fn egress(args: Egress) -> Outcome {
         _ => cluster.egress(policy).await?,
     };
     told(&cluster, fault).await
+}
+
+/// Listens for signals before anything is written, so that none ends it in another way.
+async fn capture(name: &str, write: &Path) -> Outcome {
+    let mut interrupted = Box::pin(crate::interrupted());
+    let start = async {
+        let stdout = std::io::stdout();
+        match (Vm::find(name), write.as_os_str() == "-") {
+            (Ok(vm), false) => vm.capture(write).await,
+            (Ok(vm), true) => vm.capture_to(stdout).await,
+            (Err(e), _) if e.kind() != ErrorKind::NotFound => Err(e),
+            (Err(_), false) => Cluster::find(name)?.capture(write).await,
+            (Err(_), true) => Cluster::find(name)?.capture_to(stdout).await,
+        }
+    };
+    let capture = tokio::select! {
+        biased;
+        () = &mut interrupted => return Ok(130),
+        capture = start => capture?,
+    };
+    eprintln!("captures until Ctrl-C");
+    interrupted.await;
+    let captured = capture.stop().await?;
+    let lost = match captured.lost {
+        0 => String::new(),
+        lost => format!(", {lost} lost"),
+    };
+    eprintln!("{} frames{lost}", captured.frames);
+    Ok(0)
 }
 
 /// A row of `net show -o json`. What a kind does not have is left out.

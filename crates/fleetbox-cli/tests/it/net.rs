@@ -139,6 +139,35 @@ fn a_holder_killed_with_faults_leaves_nothing_on_the_host() {
 }
 
 #[test]
+fn a_capture_ends_well_by_a_signal() {
+    let home = three();
+    let file = home.path().join("all.pcap");
+    for name in ["node", "node-1"] {
+        let mut command = home.command(["net", "capture", name, "-w"]);
+        let mut child = command.arg(&file).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+        assert!(said.next().unwrap().unwrap().contains("Ctrl-C"));
+        signal(child.id(), Signal::INT);
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        assert!(said.next().unwrap().unwrap().contains("frames"));
+        assert_eq!(std::fs::read(&file).unwrap()[..4], 0xa1b2_3c4d_u32.to_ne_bytes());
+    }
+    home.run(["net", "capture", "nobody", "-w", "x"]).fails(1, &["nobody"]);
+    home.run(["net", "capture", "node", "-w", "/no/such/file"]).fails(3, &["/no/such/file"]);
+}
+
+#[test]
+fn a_published_port_is_reached_at_the_address() {
+    let home = three();
+    let address = home.ok(["port", "node-1", "7", "--publish", "127.0.0.1:0"]);
+    let mut stream = std::net::TcpStream::connect(address.trim()).unwrap();
+    stream.write_all(b"ping").unwrap();
+    let mut back = [0; 4];
+    std::io::Read::read_exact(&mut stream, &mut back).unwrap();
+    assert_eq!(&back, b"ping");
+}
+
+#[test]
 fn help_and_completion_know_net() {
     let home = Home::new();
     let help: Ran = home.run(["net", "--help"]);

@@ -2,9 +2,13 @@
 //! hands it to the holder. It must not know how a fault is made.
 
 use super::Cluster;
+use std::os::fd::AsFd;
+use std::path::Path;
+
 use super::egress::Egress;
 use super::fault::{FaultInfo, NetworkFault};
 use super::link::Link;
+use crate::capture::Capture;
 use crate::control::client::Client;
 use crate::control::message::Fault;
 use crate::error::{Error, ErrorKind, Result};
@@ -174,6 +178,34 @@ impl Cluster {
             Err(e) if e.kind() == ErrorKind::NotRunning => Ok(Vec::new()),
             faults => Ok(faults?.into_iter().map(FaultInfo::from).collect()),
         }
+    }
+
+    /// Writes every frame on the cluster's bridge to a file in the pcap format: what the members send
+    /// one another and the host, and what the host sends them. A frame is seen when it comes to the
+    /// bridge, so one that a cut then drops is in the file, and one that a lossy link of its sender
+    /// lost is not. Else as [`Vm::capture`](crate::Vm::capture).
+    ///
+    /// # Errors
+    /// As [`Vm::capture`](crate::Vm::capture); [`ErrorKind::NotRunning`] if no member runs.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// let capture = cluster.capture("cluster.pcap").await?;
+    /// // …
+    /// capture.stop().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn capture(&self, path: impl AsRef<Path>) -> Result<Capture> {
+        Capture::to_path(&self.client()?, None, path.as_ref()).await
+    }
+
+    /// [`Cluster::capture`] to what is open already, such as a pipe.
+    ///
+    /// # Errors
+    /// As [`Cluster::capture`].
+    pub async fn capture_to(&self, file: impl AsFd) -> Result<Capture> {
+        Capture::to_file(&self.client()?, None, file.as_fd()).await
     }
 
     pub(super) async fn cause(&self, fault: Fault) -> Result<NetworkFault> {

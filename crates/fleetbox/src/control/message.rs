@@ -98,6 +98,24 @@ pub(crate) enum Request {
     Heal,
     /// Asks which faults there are.
     Faults,
+    /// Copies what passes the member's tap, or the bridge, to the file whose fd comes with this
+    /// message. [`Reply::Done`] says that it began. It ends when the caller ends its side of the
+    /// connection, and [`Reply::Captured`] says what it came to.
+    Capture {
+        #[serde(default)]
+        vm: Option<Name>,
+    },
+    /// Asks for a connected datagram socket; the reply carries the fd.
+    ConnectUdp {
+        vm: Name,
+        port: u16,
+    },
+    /// Listens at any address of the host for a port of the guest.
+    Publish {
+        vm: Name,
+        port: u16,
+        listen: SocketAddr,
+    },
     /// Ends the holder and all it holds.
     Close,
 }
@@ -120,6 +138,11 @@ pub(crate) enum Reply {
         seed: Option<u64>,
     },
     Faults(Vec<ActiveFault>),
+    Captured {
+        frames: u64,
+        /// Frames that came faster than they could be written.
+        lost: u64,
+    },
     Error(WireError),
 }
 
@@ -236,6 +259,10 @@ mod tests {
             r#"{"protocol":1,"op":"heal_fault","id":1}"#,
             r#"{"protocol":1,"op":"heal"}"#,
             r#"{"protocol":1,"op":"faults"}"#,
+            r#"{"protocol":1,"op":"capture","vm":"a"}"#,
+            r#"{"protocol":1,"op":"capture"}"#,
+            r#"{"protocol":1,"op":"connect_udp","vm":"a","port":53}"#,
+            r#"{"protocol":1,"op":"publish","vm":"a","port":80,"listen":"0.0.0.0:80"}"#,
         ] {
             let envelope: Envelope = serde_json::from_str(sample).unwrap();
             assert_eq!(envelope.protocol, 1);

@@ -14,7 +14,8 @@ use super::state::State;
 use crate::control::frame::Frames;
 use crate::control::message::{Fault, Reply, Request, WireError};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{self, Listeners, Names, Rules};
+use crate::net::{self, Captured, Listeners, Names, Rules};
+use crate::spec::Name;
 use crate::store::paths::ClusterPaths;
 use crate::sys::orphan::ended_child;
 
@@ -133,6 +134,10 @@ async fn connection(mut frames: Frames, state: Arc<State>) {
         fault_connection(frames, &state, fault).await;
         return;
     }
+    if let Request::Capture { vm } = envelope.request {
+        capture_connection(frames, &state, vm.as_ref()).await;
+        return;
+    }
     let (reply, fd) = match answer(envelope.request, &state).await {
         Ok((reply, fd)) => (reply, fd),
         Err(error) => (Reply::Error(WireError::from(&error)), None),
@@ -147,7 +152,10 @@ async fn answer(
     state: &Arc<State>,
 ) -> Result<(Reply, Option<std::os::fd::OwnedFd>)> {
     let reply = match request {
-        Request::Open { .. } | Request::Hold { .. } | Request::Fault { .. } => {
+        Request::Open { .. }
+        | Request::Hold { .. }
+        | Request::Fault { .. }
+        | Request::Capture { .. } => {
             return Err(Error::new(ErrorKind::ProtocolMismatch, "open a holder twice"));
         }
         Request::Detach { vm } => {
@@ -183,8 +191,14 @@ async fn answer(
         Request::Connect { vm, port } => {
             return Ok((Reply::Connected, Some(state.connect(&vm, port).await?)));
         }
+        Request::ConnectUdp { vm, port } => {
+            return Ok((Reply::Connected, Some(state.connect_udp(&vm, port).await?)));
+        }
         Request::Forward { vm, port, listen } => {
             Reply::Forwarded { address: state.forward(&vm, port, listen).await? }
+        }
+        Request::Publish { vm, port, listen } => {
+            Reply::Forwarded { address: state.publish(&vm, port, listen).await? }
         }
         Request::KeepFault { id } => {
             state.keep_fault(id).await?;
@@ -249,4 +263,43 @@ async fn fault_connection(mut frames: Frames, state: &Arc<State>, fault: Fault) 
         while let Ok(Some(_)) = frames.receive::<serde_json::Value>().await {}
     }
     state.let_fault_go(id).await;
+}
+
+/// Writes what passes until the peer ends its side of the connection, then says what that came to.
+async fn capture_connection(mut frames: Frames, state: &State, vm: Option<&Name>) {
+    let started = match frames.take_fd() {
+        Some(file) => state.capture(vm, file).await,
+        None => Err(Error::new(ErrorKind::ProtocolMismatch, "capture without a file")),
+    };
+    let mut capture = match started {
+        Ok(capture) => capture,
+        Err(error) => {
+            drop(frames.send(&Reply::Error(WireError::from(&error)), None).await);
+            return;
+        }
+    };
+    if frames.send(&Reply::Done, None).await.is_err() {
+        return;
+    }
+    let failed = tokio::select! {
+        said = frames.receive::<serde_json::Value>() => {
+            // The peer says nothing more: anything from it is its end.
+            drop(said);
+            None
+        }
+        failed = capture.failed() => Some(failed),
+    };
+    let outcome = match failed {
+        None => capture.stop().await,
+        Some(failed) => Err(failed),
+    };
+    let reply = match outcome {
+        Ok(Captured { frames, lost }) => Reply::Captured { frames, lost },
+        Err(e) => {
+            let error = Error::new(ErrorKind::Io, "write the capture").source(e);
+            Reply::Error(WireError::from(&error))
+        }
+    };
+    // Whoever dropped it does not listen any more.
+    drop(frames.send(&reply, None).await);
 }

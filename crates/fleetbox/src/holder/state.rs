@@ -1,5 +1,5 @@
-//! Owns the holder's members and what happens to them: boot and end, sockets to them; `power` has
-//! the buttons, `faults` what is broken in the network. It must not know how requests arrive.
+//! Owns the holder's members and what happens to them: boot and end; `power` has the buttons,
+//! `sockets` the ways to them, `faults` what is broken in the network. It must not know how requests arrive.
 //!
 //! ```text
 //! (none) ──boot──► Booting ──► Running ──ended──► Ended ──boot──► Booting …
@@ -7,14 +7,12 @@
 
 mod faults;
 mod power;
+mod sockets;
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, SocketAddrV4};
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
 use tokio::task::AbortHandle;
 
@@ -57,7 +55,8 @@ struct Member {
     pausing: Arc<tokio::sync::Mutex<()>>,
     /// It runs on when nobody holds it any more.
     detached: bool,
-    forwards: BTreeMap<u16, Forward>,
+    /// By the guest's port, and whether it is published.
+    forwards: BTreeMap<(u16, bool), Forward>,
 }
 
 enum Phase {
@@ -290,59 +289,6 @@ impl State {
             None => Err(Error::not_running(vm.as_str())),
         }
     }
-
-    /// A socket connected to the guest, ready to be passed on.
-    pub(super) async fn connect(&self, vm: &Name, port: u16) -> Result<OwnedFd> {
-        let to = self.address(vm, port)?;
-        let stream = self.network.connect(to).await.map_err(|e| unreachable_port(vm, port, e))?;
-        let passed = stream.into_std().map_err(|e| unreachable_port(vm, port, e))?;
-        Ok(passed.into())
-    }
-
-    fn address(&self, vm: &Name, port: u16) -> Result<SocketAddrV4> {
-        self.machine(vm)?;
-        match self.lock().members.get(vm) {
-            Some(member) => Ok(SocketAddrV4::new(member.plan.address, port)),
-            None => Err(Error::not_running(vm.as_str())),
-        }
-    }
-
-    /// Relays a loopback port of the host to a port of the guest until the machine ends. Asked
-    /// again for the same port, it answers with what is there.
-    pub(super) async fn forward(
-        self: &Arc<Self>,
-        vm: &Name,
-        port: u16,
-        listen: SocketAddr,
-    ) -> Result<SocketAddr> {
-        if !listen.ip().is_loopback() {
-            return Err(Error::new(
-                ErrorKind::InvalidSpec,
-                format!("listen at {listen}: not a loopback address"),
-            )
-            .hint("use 127.0.0.1"));
-        }
-        let to = self.address(vm, port)?;
-        if let Some(known) = self.lock().members.get(vm).and_then(|m| m.forwards.get(&port))
-            && (listen.port() == 0 || listen == known.address)
-        {
-            return Ok(known.address);
-        }
-        let busy = |e| {
-            Error::new(ErrorKind::Conflict, format!("listen at {listen}"))
-                .hint("choose another port, or 0 for any")
-                .source(e)
-        };
-        let listener = TcpListener::bind(listen).await.map_err(busy)?;
-        let address = listener.local_addr().map_err(busy)?;
-        let task = tokio::spawn(relay_all(listener, self.network.clone(), to)).abort_handle();
-        if let Some(member) = self.lock().members.get_mut(vm)
-            && let Some(old) = member.forwards.insert(port, Forward { address, task })
-        {
-            old.task.abort();
-        }
-        Ok(address)
-    }
 }
 
 impl Member {
@@ -358,31 +304,4 @@ impl Member {
             },
         }
     }
-}
-
-async fn relay_all(listener: TcpListener, network: Network, to: SocketAddrV4) {
-    loop {
-        let Ok((mut host, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let network = network.clone();
-        tokio::spawn(async move {
-            match network.connect(to).await {
-                // Either side's end is the other's; an error has nobody left to hear it.
-                Ok(mut guest) => drop(tokio::io::copy_bidirectional(&mut host, &mut guest).await),
-                Err(e) => {
-                    tracing::debug!("forward to {to}: {e}");
-                    drop(host.set_zero_linger());
-                }
-            }
-        });
-    }
-}
-
-fn unreachable_port(vm: &Name, port: u16, source: std::io::Error) -> Error {
-    Error::new(ErrorKind::Connect, format!("connect to port {port}"))
-        .vm(vm.as_str())
-        .hint("check that a service listens there, on all addresses rather than 127.0.0.1")
-        .source(source)
 }

@@ -2,6 +2,8 @@
 //! is done to frames among them, and the proxy that lets guests out. It must not know what a monitor or an image is.
 
 #[cfg(target_os = "linux")]
+mod capture;
+#[cfg(target_os = "linux")]
 mod dns;
 #[cfg(target_os = "linux")]
 mod egress;
@@ -17,6 +19,7 @@ mod relay;
 pub(crate) use self::policy::{Destination, Egress};
 #[cfg(target_os = "linux")]
 pub(crate) use self::{
+    capture::{Capture, Captured},
     dns::{Names, Resolver, serve as serve_dns},
     egress::serve as serve_egress,
     linux::{Listeners, LocalName, Network},

@@ -1,11 +1,17 @@
 //! Who keeps a fault of the network, and what is refused: over the fake backend, whose members have
 //! taps that faults act on but no traffic. What faults do to frames is tested beside the plane.
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use fleetbox::{Backend, Cluster, Egress, ErrorKind, FaultKind, Result};
+use fleetbox::{Backend, Cluster, Egress, ErrorKind, FaultKind, Result, Vm};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::unique;
+
+/// The port on which the fake guest echoes.
+const ECHO_PORT: u16 = 7;
 
 async fn three(part: &str) -> Result<Cluster> {
     Cluster::builder(unique(part)).size(3).backend(Backend::Fake).ephemeral(true).start().await
@@ -101,6 +107,83 @@ async fn a_fault_follows_a_member_that_comes_back() -> Result<()> {
     slow.heal().await?;
     until_healed(&cluster).await?;
     cluster.destroy().await
+}
+
+/// The records of a pcap file: each frame's bytes. Panics if one is not whole.
+fn records(path: &std::path::Path) -> Vec<Vec<u8>> {
+    let bytes = std::fs::read(path).unwrap();
+    assert_eq!(bytes[..4], 0xa1b2_3c4d_u32.to_ne_bytes());
+    let mut rest = &bytes[24..];
+    let mut frames = Vec::new();
+    while !rest.is_empty() {
+        let word = |at: usize| u32::from_ne_bytes(rest[at..at + 4].try_into().unwrap()) as usize;
+        assert!(word(8) <= word(12));
+        frames.push(rest[16..16 + word(8)].to_vec());
+        rest = &rest[16 + word(8)..];
+    }
+    frames
+}
+
+#[tokio::test]
+async fn a_capture_has_what_passes_and_is_whole_at_any_time() -> Result<()> {
+    let cluster = three("capture").await?;
+    let dir = tempfile::tempdir().unwrap();
+    let (of_all, of_one) = (dir.path().join("all.pcap"), dir.path().join("one.pcap"));
+    let all = cluster.capture(&of_all).await?;
+    let member = cluster.vm(&names(&cluster)[0])?;
+    let one = member.capture(&of_one).await?;
+    assert!(records(&of_all).is_empty());
+    // A fake guest is on the host's side of the bridge, so nothing of it passes; but the tap of a new
+    // one says something of its own to all when it comes up.
+    let late = cluster.add(&unique("late")).await?;
+    let began = Instant::now();
+    while records(&of_one).is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(10), "nothing passed");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    late.destroy().await?;
+    let all = all.stop().await?;
+    assert_eq!(all.lost, 0);
+    assert_eq!(records(&of_all).len() as u64, all.frames);
+    let one = one.stop().await?;
+    assert_eq!(records(&of_one).len() as u64, one.frames);
+    assert!(one.frames > 0);
+
+    let error = cluster.capture(dir.path().join("no/such")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    member.stop_within(Duration::ZERO).await?;
+    let error = member.capture(&of_one).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotRunning);
+    cluster.destroy().await
+}
+
+#[tokio::test]
+async fn datagrams_and_published_ports_reach_a_guest() -> Result<()> {
+    let name = unique("udp");
+    let vm = Vm::builder(&name).backend(Backend::Fake).ephemeral(true).start().await?;
+    let socket = vm.connect_udp(ECHO_PORT).await?;
+    socket.send(b"ping").await.unwrap();
+    let mut answer = [0; 16];
+    let length = socket.recv(&mut answer).await.unwrap();
+    assert_eq!(&answer[..length], b"ping");
+
+    let address = vm.publish(ECHO_PORT, ([0, 0, 0, 0], 0).into()).await?;
+    assert!(address.ip().is_unspecified());
+    assert_eq!(vm.publish(ECHO_PORT, ([0, 0, 0, 0], 0).into()).await?, address);
+    let at_loopback = vm.forward(ECHO_PORT).await?;
+    assert_ne!(at_loopback, address, "one does not end the other");
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, address.port())).await.unwrap();
+    stream.write_all(b"pong").await.unwrap();
+    let mut back = [0; 4];
+    stream.read_exact(&mut back).await.unwrap();
+    assert_eq!(&back, b"pong");
+    let taken = vm.publish(22, address).await.unwrap_err();
+    assert_eq!(taken.kind(), ErrorKind::Conflict);
+    let foreign = vm.publish(22, ([192, 0, 2, 1], 0).into()).await.unwrap_err();
+    assert_eq!(foreign.kind(), ErrorKind::Conflict);
+    vm.stop_within(Duration::ZERO).await?;
+    assert_eq!(vm.connect_udp(ECHO_PORT).await.unwrap_err().kind(), ErrorKind::NotRunning);
+    vm.destroy().await
 }
 
 #[tokio::test]

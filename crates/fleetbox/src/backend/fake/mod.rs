@@ -14,7 +14,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -50,6 +50,11 @@ pub(super) async fn boot(
         .await
         .and_then(TcpListener::from_std)
         .map_err(failed("serve echo"))?;
+    let datagrams = network
+        .bind_udp_at(SocketAddrV4::new(plan.address, ECHO_PORT))
+        .await
+        .and_then(UdpSocket::from_std)
+        .map_err(failed("serve echo"))?;
     let (paused, pause) = watch::channel(false);
     let guest = from_seed(plan, pause.clone()).map_err(failed("read the seed"))?;
     write_console(&plan.console).map_err(failed("write the console"))?;
@@ -67,7 +72,9 @@ pub(super) async fn boot(
     let (end, end_asked) = mpsc::channel(1);
     let (ended_sender, ended) = watch::channel(None);
     let serving: Arc<Mutex<JoinHandle<()>>> = Arc::new(Mutex::new(serve(&ssh, &guest)));
-    let echoing = tokio::spawn(serve_echo(echo, pause));
+    let echoing = tokio::spawn(async move {
+        tokio::join!(serve_echo(echo, pause), echo_datagrams(datagrams));
+    });
     let (serving_end, console) = (serving.clone(), plan.console.clone());
     tokio::spawn(async move {
         let why = reap(child, end_asked).await;
@@ -120,6 +127,16 @@ async fn serve_echo(listener: TcpListener, paused: Paused) {
             // The peer's hang-up is the end of an echo.
             drop(tokio::io::copy(&mut read, &mut write).await);
         });
+    }
+}
+
+async fn echo_datagrams(socket: UdpSocket) {
+    let mut datagram = vec![0; 65_535];
+    loop {
+        // What cannot be answered is lost, as datagrams are.
+        if let Ok((length, peer)) = socket.recv_from(&mut datagram).await {
+            drop(socket.send_to(&datagram[..length], peer).await);
+        }
     }
 }
 

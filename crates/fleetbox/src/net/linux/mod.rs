@@ -129,6 +129,27 @@ impl Network {
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 
+    /// A datagram socket to a guest, from the bridge's address.
+    pub(crate) async fn connect_udp(&self, to: SocketAddrV4) -> io::Result<OwnedFd> {
+        self.run(move |_| {
+            let socket = UdpSocket::bind((plan::GATEWAY, 0))?;
+            socket.connect(to)?;
+            Ok(socket.into())
+        })
+        .await
+    }
+
+    /// The same for datagrams, at an address that [`Network::listen_at`] gave it.
+    #[cfg(feature = "unstable-fake")]
+    pub(crate) async fn bind_udp_at(&self, address: SocketAddrV4) -> io::Result<UdpSocket> {
+        self.run(move |_| {
+            let socket = UdpSocket::bind(address)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        })
+        .await
+    }
+
     /// Gives the host's side a further address, for a guest that is a process of ours.
     #[cfg(feature = "unstable-fake")]
     pub(crate) async fn listen_at(&self, address: SocketAddrV4) -> io::Result<TcpListener> {

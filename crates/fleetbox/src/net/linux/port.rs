@@ -11,6 +11,7 @@
 //! into it.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use super::{BRIDGE, BRIDGE_MAC, Change, Cut, Network, cut, link};
 use crate::net::plan;
@@ -60,6 +61,12 @@ impl Network {
             link::enslave_up(netlink, tap, master)
         })
         .await
+    }
+
+    /// A socket that gets every frame of the tap with this number, else of the bridge.
+    pub(crate) async fn packets(&self, tap: Option<u32>) -> io::Result<OwnedFd> {
+        let interface = tap.map_or_else(|| BRIDGE.to_owned(), plan::tap_name);
+        self.run(move |netlink| sys::packet::listen(link::index(netlink, &interface)?)).await
     }
 
     /// Makes what [`Network::change_cuts`] changes, once. Fails where the kernel has no nftables

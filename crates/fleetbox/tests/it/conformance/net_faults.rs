@@ -114,7 +114,7 @@ async fn start(backend: Backend) -> Result<Lab> {
     let (a, b) = (cluster.vm(&format!("{name}-1"))?, cluster.vm(&format!("{name}-2"))?);
     for vm in [&a, &b] {
         for (program, text) in [("ask", ASK), ("echo", ECHO), ("sink", SINK), ("pour", POUR)] {
-            vm.shell(format!("cat > {program}.py")).stdin(text).run().await?;
+            vm.shell(format!("cat > {program}.py")).stdin_bytes(text).run().await?;
         }
         for program in ["echo", "sink"] {
             vm.ssh(&format!("sudo systemd-run --quiet --unit {program} python3 $PWD/{program}.py"))
@@ -180,7 +180,8 @@ async fn cuts(lab: &Lab) -> Result<()> {
         "for n in $(seq 40); do echo -n word > /dev/udp/{}/9009; sleep 0.2; done",
         a.address()
     );
-    let (heard, _) = tokio::join!(hears, b.shell(format!("bash -c '{say}'")).run());
+    let mut says = b.shell(format!("bash -c '{say}'"));
+    let (heard, _) = tokio::join!(hears, says.run());
     assert_eq!(heard.expect("it runs to its end")?, "word");
     fault.heal().await?;
     assert!(reaches(a, b).await?);
@@ -202,7 +203,7 @@ async fn partition(lab: &Lab) -> Result<()> {
         "import socket, time\nfor n in range(300):\n try: s = socket.create_connection(('{}', 9010)); break\n except OSError: time.sleep(0.1)\nwhile True: s.send(b'x'); time.sleep(0.05)",
         b.address()
     );
-    a.shell("cat > flow.py").stdin(flow).run().await?;
+    a.shell("cat > flow.py").stdin_bytes(flow).run().await?;
     a.ssh("sudo systemd-run --quiet --unit flow python3 $PWD/flow.py").await?;
     let grows = async || -> Result<bool> {
         let before = b.ssh(count).await.unwrap_or_default();
