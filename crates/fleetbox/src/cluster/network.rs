@@ -19,11 +19,13 @@ use crate::store::paths::Paths;
 /// way to the guests (SSH, connections, copies) survives all of them; so do names of members.
 ///
 /// Every call's errors come before any work: [`ErrorKind::NotFound`] with the nearest name for an
-/// unknown member, [`ErrorKind::NotRunning`] for one that does not run. A kernel that cannot cut by
+/// unknown member, [`ErrorKind::NotRunning`] for one that does not run. A cut holds at once, for
+/// flows that are there, too; only what is under way on a slow link to its receiver still arrives. A
+/// kernel that cannot cut by
 /// nftables is no obstacle: a relay in the holder does it then.
 impl Cluster {
     /// Lets nothing through between the groups; within each, and with members that are in none,
-    /// everything goes on. Holds at once, for flows that are there, too.
+    /// everything goes on.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidSpec`] if there are fewer than two groups, one is empty, or a member is in

@@ -287,6 +287,73 @@ fn what_is_under_way_arrives_when_a_fault_ends() {
 }
 
 #[test]
+fn a_capture_has_every_frame_once() {
+    with_rights("a_capture_has_every_frame_once", async |mut lab| {
+        lab.want(Wanted::default()).await;
+        // So that the bridge knows where it is.
+        assert!(lab.passes(2, 1));
+        let captures = [None, Some(2), Some(3)];
+        let mut running = Vec::new();
+        for tap in captures {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let socket = lab.plane.network.packets(tap).await.unwrap();
+            let fd = file.reopen().unwrap().into();
+            running.push((crate::net::Capture::start(socket, fd).unwrap(), file));
+        }
+        for number in 0..100 {
+            lab.send(1, mac(2), number, 60 + number as usize);
+        }
+        let ours = |file: &tempfile::NamedTempFile| {
+            let bytes = std::fs::read(file.path()).unwrap();
+            let mut rest = &bytes[24..];
+            let mut numbers = Vec::new();
+            while !rest.is_empty() {
+                let length = u32::from_ne_bytes(rest[8..12].try_into().unwrap()) as usize;
+                let frame = &rest[16..16 + length];
+                if frame[12..14] == [0x88, 0xb5] {
+                    numbers.push(u32::from_be_bytes(frame[14..18].try_into().unwrap()));
+                }
+                rest = &rest[16 + length..];
+            }
+            numbers
+        };
+        let mut seen = Vec::new();
+        for (capture, file) in running {
+            assert_eq!(capture.stop().await.unwrap().lost, 0);
+            seen.push(ours(&file));
+        }
+        let all: Vec<u32> = (0..100).collect();
+        assert_eq!(seen[0], all, "of the bridge");
+        assert_eq!(seen[1], all, "of the receiver");
+        assert!(seen[2].is_empty(), "of a third: {:?}", seen[2]);
+    });
+}
+
+/// Prints what a relay carries, with `--ignored --nocapture`.
+#[test]
+#[ignore = "a measurement, for a quiet host"]
+fn throughput() {
+    with_rights("throughput", async |mut lab| {
+        for relayed in [false, true] {
+            let late = Impairment { latency: Duration::from_micros(1), ..Impairment::default() };
+            lab.want(if relayed { link(2, late) } else { Wanted::default() }).await;
+            let began = Instant::now();
+            let mut arrived = 0u32;
+            while began.elapsed() < Duration::from_secs(3) {
+                for number in 0..64 {
+                    lab.send(1, mac(2), number, 1514);
+                }
+                while lab.receive(2, Duration::from_millis(1)).is_some() {
+                    arrived += 1;
+                }
+            }
+            let rate = f64::from(arrived) / began.elapsed().as_secs_f64();
+            eprintln!("relayed {relayed}: {rate:.0} frames/s, {:.0} Mbit/s", rate * 1514.0 * 8e-6);
+        }
+    });
+}
+
+#[test]
 fn a_large_segment_counts_as_the_frames_it_is() {
     with_rights("a_large_segment_counts_as_the_frames_it_is", async |mut lab| {
         lab.want(link(2, Impairment::default())).await;

@@ -10,6 +10,8 @@ use super::stage::{Stage, StagePlan};
 
 /// What one relay keeps at most; a guest that sends faster than its link loses the rest.
 const BYTES_MAX: usize = 32 * 1024 * 1024;
+/// What a frame takes besides its bytes, so that a flood of small ones counts, too.
+const FRAME_OVERHEAD_BYTES: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -72,7 +74,7 @@ impl Queue {
         if !self.stages.iter().any(|stage| stage.plan.applies(way, peer)) {
             return false;
         }
-        if self.bytes + bytes.len() <= BYTES_MAX {
+        if self.bytes + cost(bytes) <= BYTES_MAX {
             let bytes = bytes.to_vec();
             self.go_on(Frame { way, peer, bytes, stage: 0, order: 0 }, now);
         }
@@ -92,7 +94,7 @@ impl Queue {
                 continue;
             }
             let frame = self.frames.remove(&id)?;
-            self.bytes -= frame.bytes.len();
+            self.bytes -= cost(&frame.bytes);
             if self.next_stage(&frame).is_none() {
                 return Some((frame.way, frame.bytes));
             }
@@ -144,11 +146,15 @@ impl Queue {
         let order = self.next;
         self.next += 1;
         frame.order = order;
-        self.bytes += frame.bytes.len();
+        self.bytes += cost(&frame.bytes);
         self.frames.insert(order, frame);
         self.due.push(Reverse((at, order, order)));
         order
     }
+}
+
+fn cost(frame: &[u8]) -> usize {
+    frame.len() + FRAME_OVERHEAD_BYTES
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! Faults of the network between real guests, measured from inside them, and what the host still
 //! reaches. Run on a cluster of its own, as each fault needs two members at least.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use fleetbox::{Backend, Cluster, Egress, ErrorKind, Result, Vm};
+use fleetbox::{Backend, Cluster, Egress, ErrorKind, Result, Stdio, Vm};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{chosen, require};
 use crate::unique;
@@ -132,6 +134,7 @@ async fn scenarios(lab: &Lab) -> Result<()> {
     told("latency", async || latency(lab).await).await?;
     told("bandwidth", async || bandwidth(lab).await).await?;
     told("egress and the host", async || egress(lab).await).await?;
+    told("capture", async || capture(lab).await).await?;
     told("healed", async || healthy(lab).await).await
 }
 
@@ -264,21 +267,54 @@ async fn bandwidth(lab: &Lab) -> Result<()> {
     fault.heal().await
 }
 
+async fn capture(lab: &Lab) -> Result<()> {
+    let Lab { cluster, a, b } = lab;
+    let dir = tempfile::tempdir().expect("a directory");
+    let (all, one) = (dir.path().join("all.pcap"), dir.path().join("one.pcap"));
+    let captures = (cluster.capture(&all).await?, a.capture(&one).await?);
+    assert!(reaches(a, b).await?);
+    captures.0.stop().await?;
+    captures.1.stop().await?;
+    for path in [all, one] {
+        let bytes = std::fs::read(&path).expect("the capture");
+        // Behind the Ethernet and IP headers: the destination port of the questions, 9007.
+        let port = 9007u16.to_be_bytes();
+        let (IpAddr::V4(from), IpAddr::V4(to)) = (a.address(), b.address()) else { panic!() };
+        let flow = [from.octets(), to.octets()].concat();
+        let asked = bytes.windows(12).filter(|w| w[..8] == flow && w[10..] == port).count();
+        assert_eq!(asked, 5, "{}", path.display());
+    }
+    Ok(())
+}
+
 async fn egress(lab: &Lab) -> Result<()> {
     let Lab { cluster, a, .. } = lab;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
     tokio::spawn(async move {
+        let mut open = Vec::new();
         while let Ok((mut guest, _)) = listener.accept().await {
-            let answer = b"HTTP/1.0 200 OK\r\n\r\nthe host";
-            drop(tokio::io::AsyncWriteExt::write_all(&mut guest, answer).await);
+            drop(guest.write_all(b"the host").await);
+            open.push(guest);
         }
     });
     let get = format!(
-        "python3 -c \"import socket; s = socket.create_connection(('host.fleetbox.internal', {port}), 20); print(s.recv(99).decode()[-8:])\""
+        "python3 -c \"import socket; s = socket.create_connection(('host.fleetbox.internal', {port}), 20); print(s.recv(99).decode())\""
     );
     assert_eq!(a.ssh(&get).await?, "the host");
+    // One that is open is reset.
+    let wait = format!(
+        "python3 -c \"import socket; s = socket.create_connection(('host.fleetbox.internal', {port}), 60); print(s.recv(8).decode(), flush=True); print(s.recv(8))\""
+    );
+    let mut open = a.shell(wait).stdout(Stdio::Piped).stderr(Stdio::Piped).spawn().await?;
+    let mut first = [0; 8];
+    let mut said = open.stdout.take().expect("it is piped");
+    said.read_exact(&mut first).await.expect("the host's answer");
     let offline = cluster.egress(Egress::Deny).await?;
+    let mut complaint = String::new();
+    let mut stderr = open.stderr.take().expect("it is piped");
+    stderr.read_to_string(&mut complaint).await.expect("its last words");
+    assert!(complaint.contains("ConnectionResetError"), "{complaint}");
     let refused = a.ssh(&get).await.unwrap_err();
     assert!(refused.report().contains("ConnectionResetError"), "{}", refused.report());
     let named = cluster.egress(Egress::only([format!("host.fleetbox.internal:{port}")])).await?;
