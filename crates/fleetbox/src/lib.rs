@@ -25,6 +25,7 @@
 mod cluster;
 mod vm;
 mod builder;
+mod capture;
 mod spec;
 mod error;
 mod listing;
@@ -51,7 +52,10 @@ mod skip;
 pub use backend::nested::nested_virt_supported;
 pub use backend::{Backend, Capabilities};
 pub use builder::VmBuilder;
-pub use cluster::{Cluster, ClusterBuilder};
+pub use capture::{Capture, Captured};
+pub use cluster::{
+    Cluster, ClusterBuilder, Egress, FaultInfo, FaultKind, Impairment, Link, NetworkFault,
+};
 pub use console::harmless;
 pub use control::PROTOCOL;
 pub use error::{Error, ErrorKind, Fault, Result};

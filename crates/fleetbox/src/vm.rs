@@ -1,7 +1,8 @@
-//! Owns [`Vm`]: what a user holds; `power` has its buttons. Every call hands on to the part that
-//! does the work; nothing here knows how.
+//! Owns [`Vm`]: what a user holds; `power` has its buttons, `network` more ways to its ports. Every
+//! call hands on to the part that does the work; nothing here knows how.
 
 mod held;
+mod network;
 mod power;
 
 use std::ffi::OsStr;

@@ -5,6 +5,7 @@ mod down;
 mod image;
 mod logs;
 mod ls;
+mod net;
 mod port;
 mod rm;
 mod shell;
@@ -31,6 +32,7 @@ pub(crate) async fn run(command: Command) -> Outcome {
         Command::SshConfig(args) => ssh_config(args).await,
         Command::Logs(args) => logs::run(args).await,
         Command::Port(args) => port::run(args).await,
+        Command::Net(args) => net::run(args).await,
         Command::Rm(args) => rm::run(args).await,
         Command::Image(args) => image::run(args.command).await,
         Command::Doctor(args) => doctor(&args).await,

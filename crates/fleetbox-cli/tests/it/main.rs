@@ -22,6 +22,8 @@ mod kill;
 #[cfg(feature = "unstable-fake")]
 mod life;
 #[cfg(feature = "unstable-fake")]
+mod net;
+#[cfg(feature = "unstable-fake")]
 mod openssh;
 #[cfg(feature = "unstable-fake")]
 mod peers;

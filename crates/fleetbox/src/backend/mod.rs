@@ -240,7 +240,7 @@ pub(crate) async fn boot(
             Ok(Box::new(qemu::boot(plan, tap).await?))
         }
         #[cfg(feature = "unstable-fake")]
-        Backend::Fake => Ok(Box::new(fake::boot(plan, network).await?)),
+        Backend::Fake => Ok(Box::new(fake::boot(plan, network, tap_number).await?)),
         #[cfg(not(feature = "unstable-fake"))]
         Backend::Fake => Err(select::fake_is_off()),
     }

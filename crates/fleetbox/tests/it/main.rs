@@ -8,6 +8,8 @@ mod conformance;
 mod fake;
 mod firmware;
 mod input;
+#[cfg(feature = "unstable-fake")]
+mod net_faults;
 mod readme;
 mod real;
 mod require;

@@ -9,6 +9,7 @@ mod commands;
 mod ends;
 mod files;
 mod machine;
+mod net_faults;
 mod network;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
