@@ -1,5 +1,6 @@
 //! Owns the grammar of the command line. It must not act on it.
 
+pub(crate) mod fault;
 pub(crate) mod net;
 
 use std::net::SocketAddr;
@@ -52,9 +53,13 @@ pub(crate) enum Command {
     Port(Port),
     /// Break the network of running VMs, and mend it
     Net(net::Net),
+    /// Break running VMs on purpose: power, reset, pause, memory, clock
+    Fault(fault::Fault),
     /// Delete VMs, disks and all
     #[command(visible_aliases = ["remove", "destroy", "delete"])]
     Rm(Rm),
+    /// Remove what killed processes left, if anything; print what
+    Prune(Output),
     /// Manage images
     Image(Image),
     /// Tell what this host can do, and how to mend what it cannot
