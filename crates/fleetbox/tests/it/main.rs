@@ -3,6 +3,8 @@
 #![expect(clippy::print_stderr, reason = "a skipped test says why")]
 
 mod attribute;
+#[cfg(feature = "unstable-fake")]
+mod cluster;
 mod conformance;
 #[cfg(feature = "unstable-fake")]
 mod fake;
