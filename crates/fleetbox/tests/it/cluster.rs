@@ -127,7 +127,7 @@ async fn two_clusters_have_equal_addresses_and_do_not_meet() -> Result<()> {
     let taken = two.add(one.vms()[0].name()).await.unwrap_err();
     assert_eq!(taken.kind(), ErrorKind::Conflict);
     assert!(taken.report().contains(one.name()), "{}", taken.report());
-    let apart = Cluster::of([one.vms()[0].name(), two.vms()[0].name()]).err().expect("refused");
+    let apart = Cluster::of([one.vms()[0].name(), two.vms()[0].name()]).expect_err("refused");
     assert_eq!(apart.kind(), ErrorKind::Conflict);
     assert!(apart.report().contains(two.name()), "{}", apart.report());
     one.destroy().await?;
