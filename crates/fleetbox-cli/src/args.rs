@@ -1,5 +1,8 @@
 //! Owns the grammar of the command line. It must not act on it.
 
+pub(crate) mod fault;
+pub(crate) mod net;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,9 +51,15 @@ pub(crate) enum Command {
     Logs(Logs),
     /// Make a port of a VM reachable at a loopback address
     Port(Port),
+    /// Break the network of running VMs, and mend it
+    Net(net::Net),
+    /// Break running VMs on purpose: power, reset, pause, memory, clock
+    Fault(fault::Fault),
     /// Delete VMs, disks and all
     #[command(visible_aliases = ["remove", "destroy", "delete"])]
     Rm(Rm),
+    /// Remove what killed processes left, if anything; print what
+    Prune(Output),
     /// Manage images
     Image(Image),
     /// Tell what this host can do, and how to mend what it cannot
@@ -74,6 +83,11 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// Whether Ctrl-C is its ordinary end.
+    pub(crate) fn ends_by_interrupt(&self) -> bool {
+        matches!(self, Command::Net(net::Net { command: net::NetCommand::Capture { .. } }))
+    }
+
     /// Whether the exit code is the guest's.
     pub(crate) fn has_guest_code(&self) -> bool {
         matches!(self, Command::Ssh(_) | Command::Exec(_))
@@ -236,6 +250,9 @@ pub(crate) struct Port {
     /// Loopback address to listen at; port 0 is any free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
+    /// Listen at any address of this host instead: whoever reaches it reaches the VM's port
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "listen")]
+    pub publish: Option<SocketAddr>,
 }
 
 #[derive(Debug, ClapArgs)]

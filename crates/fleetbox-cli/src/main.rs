@@ -37,9 +37,10 @@ fn main() -> ExitCode {
             }
         };
     let has_guest_code = args.command.has_guest_code();
+    let takes_signals = has_guest_code || args.command.ends_by_interrupt();
     let outcome = runtime.block_on(async {
-        if has_guest_code {
-            // Passes signals on to the guest's command itself.
+        if takes_signals {
+            // Passes signals on to the guest's command, or ends by them, itself.
             return commands::run(args.command).await;
         }
         tokio::select! {
@@ -75,7 +76,7 @@ fn code_of(error: &Error) -> u8 {
 }
 
 /// Ends the command on Ctrl-C or SIGTERM by dropping what it does, which undoes what is half done.
-async fn interrupted() {
+pub(crate) async fn interrupted() {
     use tokio::signal::unix::{SignalKind, signal};
     let Ok(mut terminate) = signal(SignalKind::terminate()) else {
         return std::future::pending().await;

@@ -1,8 +1,13 @@
 //! Owns [`Cluster`]: machines on one network, held together. What a member does is its [`Vm`]'s;
-//! `builder` says what is asked for, `start` makes it so.
+//! `builder` says what is asked for, `start` makes it so; `network` breaks the network between
+//! members.
 
 mod admission;
 mod builder;
+mod egress;
+mod fault;
+mod link;
+mod network;
 mod start;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +17,9 @@ use tokio::task::JoinSet;
 
 pub use self::builder::ClusterBuilder;
 use self::builder::Template;
+pub use self::egress::Egress;
+pub use self::fault::{FaultInfo, FaultKind, NetworkFault};
+pub use self::link::{Impairment, Link};
 use crate::builder::VmBuilder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::listing;

@@ -25,10 +25,12 @@
 mod cluster;
 mod vm;
 mod builder;
+mod capture;
 mod spec;
 mod error;
 mod listing;
 mod progress;
+mod prune;
 mod timings;
 mod launch;
 mod prepare;
@@ -50,7 +52,10 @@ mod skip;
 pub use backend::nested::nested_virt_supported;
 pub use backend::{Backend, Capabilities};
 pub use builder::VmBuilder;
-pub use cluster::{Cluster, ClusterBuilder};
+pub use capture::{Capture, Captured};
+pub use cluster::{
+    Cluster, ClusterBuilder, Egress, FaultInfo, FaultKind, Impairment, Link, NetworkFault,
+};
 pub use console::harmless;
 pub use control::PROTOCOL;
 pub use error::{Error, ErrorKind, Fault, Result};
@@ -58,6 +63,7 @@ pub use fleetbox_macros::test;
 pub use images::{ImageInfo, ImageState};
 pub use listing::{list, resolve};
 pub use progress::{Progress, Stage};
+pub use prune::prune;
 pub use spec::{
     Arch, DEFAULT_CPUS, DEFAULT_DISK_GIB, DEFAULT_IMAGE, DEFAULT_MEMORY_MIB, DEFAULT_USER,
 };

@@ -1,7 +1,8 @@
-//! Owns [`Vm`]: what a user holds; `power` has its buttons. Every call hands on to the part that
-//! does the work; nothing here knows how.
+//! Owns [`Vm`]: what a user holds; `power` has its buttons, `network` more ways to its ports. Every
+//! call hands on to the part that does the work; nothing here knows how.
 
 mod held;
+mod network;
 mod power;
 
 use std::ffi::OsStr;
@@ -338,7 +339,7 @@ impl Vm {
 
     /// Lets go of the VM without ending a detached one; a bound one ends if no other handle holds
     /// it. The same as dropping, but the holder has heard of it when this returns.
-    #[expect(clippy::unused_async, reason = "a later way to let go may have to wait")]
+    #[expect(clippy::unused_async, reason = "it may come to wait for the holder's word")]
     pub async fn release(self) {
         self.let_go();
     }

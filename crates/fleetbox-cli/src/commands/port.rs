@@ -10,6 +10,9 @@ use crate::args::Port;
 
 pub(super) async fn run(args: Port) -> Outcome {
     let vm = Vm::find(&args.name)?;
-    let address = vm.forward_at(args.port, args.listen).await?;
+    let address = match args.publish {
+        Some(listen) => vm.publish(args.port, listen).await?,
+        None => vm.forward_at(args.port, args.listen).await?,
+    };
     printed(writeln!(std::io::stdout(), "{address}"))
 }

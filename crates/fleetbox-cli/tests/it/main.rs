@@ -14,6 +14,7 @@
 mod commands;
 #[cfg(feature = "unstable-fake")]
 mod copies;
+mod fault;
 mod home;
 mod host;
 mod input;
@@ -21,6 +22,8 @@ mod input;
 mod kill;
 #[cfg(feature = "unstable-fake")]
 mod life;
+#[cfg(feature = "unstable-fake")]
+mod net;
 #[cfg(feature = "unstable-fake")]
 mod openssh;
 #[cfg(feature = "unstable-fake")]

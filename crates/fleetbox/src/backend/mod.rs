@@ -60,6 +60,8 @@ pub struct Capabilities {
     pub pause: bool,
     /// [`Vm::set_balloon_mib`](crate::Vm::set_balloon_mib).
     pub balloon: bool,
+    /// [`Vm::clock_jump`](crate::Vm::clock_jump): guests have a clock of their own.
+    pub clock: bool,
 }
 
 impl Backend {
@@ -67,8 +69,10 @@ impl Backend {
     #[must_use]
     pub const fn capabilities(self) -> Capabilities {
         match self {
-            Backend::CloudHypervisor | Backend::Qemu => Capabilities { pause: true, balloon: true },
-            Backend::Fake => Capabilities { pause: true, balloon: false },
+            Backend::CloudHypervisor | Backend::Qemu => {
+                Capabilities { pause: true, balloon: true, clock: true }
+            }
+            Backend::Fake => Capabilities { pause: true, balloon: false, clock: false },
         }
     }
 
@@ -236,7 +240,7 @@ pub(crate) async fn boot(
             Ok(Box::new(qemu::boot(plan, tap).await?))
         }
         #[cfg(feature = "unstable-fake")]
-        Backend::Fake => Ok(Box::new(fake::boot(plan, network).await?)),
+        Backend::Fake => Ok(Box::new(fake::boot(plan, network, tap_number).await?)),
         #[cfg(not(feature = "unstable-fake"))]
         Backend::Fake => Err(select::fake_is_off()),
     }

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 
 use super::PROTOCOL;
 use super::frame::Frames;
-use super::message::{Booted, Envelope, Event, HolderStatus, Reply, Request};
+use super::message::{ActiveFault, Booted, Envelope, Event, Fault, HolderStatus, Reply, Request};
 use crate::backend::BootPlan;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Name;
@@ -102,6 +102,45 @@ impl Client {
         }
     }
 
+    /// A datagram socket connected to the guest's port from inside the cluster's network.
+    pub(crate) async fn connect_udp(&self, vm: &Name, port: u16) -> Result<OwnedFd> {
+        let asked = self.ask(Request::ConnectUdp { vm: vm.clone(), port }, REPLY_WAIT).await;
+        match asked.map_err(|e| about(vm, e))? {
+            (Reply::Connected, Some(fd)) => Ok(fd),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// As [`Client::forward`], at any address of the host.
+    pub(crate) async fn publish(
+        &self,
+        vm: &Name,
+        port: u16,
+        listen: SocketAddr,
+    ) -> Result<SocketAddr> {
+        let request = Request::Publish { vm: vm.clone(), port, listen };
+        match self.ask(request, REPLY_WAIT).await.map_err(|e| about(vm, e))?.0 {
+            Reply::Forwarded { address } => Ok(address),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has what passes the member's tap, or the bridge, written to `file` until what is returned is
+    /// dropped.
+    pub(crate) async fn capture(
+        &self,
+        vm: Option<&Name>,
+        file: BorrowedFd<'_>,
+    ) -> Result<CaptureHold> {
+        let mut frames = self.dial().await?;
+        let request = Request::Capture { vm: vm.cloned() };
+        let asked = exchange_with(&mut frames, request, Some(file), &self.socket);
+        match tokio::time::timeout(REPLY_WAIT, asked).await.map_err(|_| silent(&self.socket))?? {
+            Reply::Done => Ok(CaptureHold { frames }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     pub(crate) async fn forward(
         &self,
         vm: &Name,
@@ -126,6 +165,35 @@ impl Client {
                 other => Err(unexpected(&other)),
             })?;
         Ok(Hold { frames })
+    }
+
+    /// Breaks the network until what is returned is dropped, unless [`Client::keep_fault`] is asked.
+    pub(crate) async fn fault(&self, fault: Fault) -> Result<FaultHold> {
+        let mut frames = self.dial().await?;
+        let request = Request::Fault { fault };
+        match within(REPLY_WAIT, &mut frames, request, &self.socket).await? {
+            Reply::Fault { id, seed } => Ok(FaultHold { id, seed, _connection: frames }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub(crate) async fn keep_fault(&self, id: u64) -> Result<()> {
+        self.done(Request::KeepFault { id }, REPLY_WAIT).await
+    }
+
+    pub(crate) async fn heal_fault(&self, id: u64) -> Result<()> {
+        self.done(Request::HealFault { id }, REPLY_WAIT).await
+    }
+
+    pub(crate) async fn heal(&self) -> Result<()> {
+        self.done(Request::Heal, REPLY_WAIT).await
+    }
+
+    pub(crate) async fn faults(&self) -> Result<Vec<ActiveFault>> {
+        match self.ask(Request::Faults, REPLY_WAIT).await?.0 {
+            Reply::Faults(faults) => Ok(faults),
+            other => Err(unexpected(&other)),
+        }
     }
 
     async fn done(&self, request: Request, wait: Duration) -> Result<()> {
@@ -166,6 +234,34 @@ impl Client {
             .source(e)),
         }
     }
+}
+
+/// A capture that goes on while this is there.
+#[derive(Debug)]
+pub(crate) struct CaptureHold {
+    frames: Frames,
+}
+
+impl CaptureHold {
+    /// Ends it: how many frames it has, and how many were lost.
+    pub(crate) async fn stop(mut self) -> Result<(u64, u64)> {
+        self.frames.end().map_err(|e| died(Some(e)))?;
+        match self.frames.receive().await {
+            Ok(Some(Reply::Captured { frames, lost })) => Ok((frames, lost)),
+            Ok(Some(Reply::Error(wire))) => Err(wire.into()),
+            Ok(Some(other)) => Err(unexpected(&other)),
+            Ok(None) => Err(died(None)),
+            Err(e) => Err(died(Some(e))),
+        }
+    }
+}
+
+/// A fault that is there while this is, or longer if it is kept.
+#[derive(Debug)]
+pub(crate) struct FaultHold {
+    pub id: u64,
+    pub seed: Option<u64>,
+    _connection: Frames,
 }
 
 /// The right to a living holder: it ends when the last of these is dropped, unless detached.
@@ -228,20 +324,28 @@ fn died(source: Option<io::Error>) -> Error {
 }
 
 async fn within(wait: Duration, frames: &mut Frames, request: Request, at: &Path) -> Result<Reply> {
-    tokio::time::timeout(wait, exchange(frames, request, at)).await.map_err(|_| {
-        Error::new(
-            ErrorKind::HolderUnavailable,
-            format!("hear from the holder at {}", at.display()),
-        )
+    tokio::time::timeout(wait, exchange(frames, request, at)).await.map_err(|_| silent(at))?
+}
+
+fn silent(at: &Path) -> Error {
+    Error::new(ErrorKind::HolderUnavailable, format!("hear from the holder at {}", at.display()))
         .hint("see holder.log beside the socket; end a hanging holder by its pid")
-    })?
 }
 
 async fn exchange(frames: &mut Frames, request: Request, at: &Path) -> Result<Reply> {
+    exchange_with(frames, request, None, at).await
+}
+
+async fn exchange_with(
+    frames: &mut Frames,
+    request: Request,
+    fd: Option<BorrowedFd<'_>>,
+    at: &Path,
+) -> Result<Reply> {
     let envelope =
         Envelope { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned(), request };
     // A holder that refuses early closes its end while we still write; its reply says why.
-    let sent = frames.send(&envelope, None).await;
+    let sent = frames.send(&envelope, fd).await;
     match frames.receive().await {
         Ok(Some(Reply::Error(wire))) => Err(wire.into()),
         Ok(Some(reply)) => Ok(reply),

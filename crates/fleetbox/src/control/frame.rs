@@ -41,6 +41,11 @@ impl Frames {
         Ok(rustix::io::fcntl_dupfd_cloexec(&self.socket, 0)?)
     }
 
+    /// Says that nothing more will be sent.
+    pub(crate) fn end(&self) -> io::Result<()> {
+        Ok(rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write)?)
+    }
+
     /// Sends a message, and `fd` with its first byte.
     pub(crate) async fn send(
         &mut self,

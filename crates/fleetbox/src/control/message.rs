@@ -1,11 +1,14 @@
 //! Owns the wire types. They are frozen: a field is only ever added with a default, anything else
 //! raises [`super::PROTOCOL`]. No behaviour here.
 
+mod fault;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::fault::{ActiveFault, Fault, Link, Policy};
 use crate::backend::BootPlan;
 use crate::error::{Error, ErrorKind};
 use crate::spec::Name;
@@ -79,6 +82,40 @@ pub(crate) enum Request {
         port: u16,
         listen: SocketAddr,
     },
+    /// Breaks the network. It is mended when the connection this came on ends, unless kept.
+    Fault {
+        fault: Fault,
+    },
+    /// The fault stays when its connection ends.
+    KeepFault {
+        id: u64,
+    },
+    /// Mends what one fault broke; nothing to do if that is done.
+    HealFault {
+        id: u64,
+    },
+    /// Mends all that network faults broke.
+    Heal,
+    /// Asks which faults there are.
+    Faults,
+    /// Copies what passes the member's tap, or the bridge, to the file whose fd comes with this
+    /// message. [`Reply::Done`] says that it began. It ends when the caller ends its side of the
+    /// connection, and [`Reply::Captured`] says what it came to.
+    Capture {
+        #[serde(default)]
+        vm: Option<Name>,
+    },
+    /// Asks for a connected datagram socket; the reply carries the fd.
+    ConnectUdp {
+        vm: Name,
+        port: u16,
+    },
+    /// Listens at any address of the host for a port of the guest.
+    Publish {
+        vm: Name,
+        port: u16,
+        listen: SocketAddr,
+    },
     /// Ends the holder and all it holds.
     Close,
 }
@@ -93,6 +130,18 @@ pub(crate) enum Reply {
     Connected,
     Forwarded {
         address: SocketAddr,
+    },
+    Fault {
+        id: u64,
+        /// What its dice were seeded with, if it has any.
+        #[serde(default)]
+        seed: Option<u64>,
+    },
+    Faults(Vec<ActiveFault>),
+    Captured {
+        frames: u64,
+        /// Frames that came faster than they could be written.
+        lost: u64,
     },
     Error(WireError),
 }
@@ -200,6 +249,20 @@ mod tests {
             r#"{"protocol":1,"op":"balloon","vm":"web","mib":256}"#,
             r#"{"protocol":1,"op":"connect","vm":"web-1","port":22}"#,
             r#"{"protocol":1,"op":"forward","vm":"web","port":80,"listen":"127.0.0.1:0"}"#,
+            r#"{"protocol":1,"op":"fault","fault":{"what":"cut","from":"a","to":"b"}}"#,
+            r#"{"protocol":1,"op":"fault","fault":{"what":"partition","groups":[["a"],["b"]]}}"#,
+            r#"{"protocol":1,"op":"fault","fault":{"what":"isolate","vm":"a"}}"#,
+            r#"{"protocol":1,"op":"fault","fault":{"what":"link","vm":"a","link":{"loss":0.1}}}"#,
+            r#"{"protocol":1,"op":"fault","fault":{"what":"egress","policy":{"only":["a.b:1"]}}}"#,
+            r#"{"protocol":1,"op":"fault","fault":{"what":"egress","vm":"a","policy":"deny"}}"#,
+            r#"{"protocol":1,"op":"keep_fault","id":1}"#,
+            r#"{"protocol":1,"op":"heal_fault","id":1}"#,
+            r#"{"protocol":1,"op":"heal"}"#,
+            r#"{"protocol":1,"op":"faults"}"#,
+            r#"{"protocol":1,"op":"capture","vm":"a"}"#,
+            r#"{"protocol":1,"op":"capture"}"#,
+            r#"{"protocol":1,"op":"connect_udp","vm":"a","port":53}"#,
+            r#"{"protocol":1,"op":"publish","vm":"a","port":80,"listen":"0.0.0.0:80"}"#,
         ] {
             let envelope: Envelope = serde_json::from_str(sample).unwrap();
             assert_eq!(envelope.protocol, 1);

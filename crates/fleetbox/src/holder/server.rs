@@ -12,9 +12,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Ready;
 use super::state::State;
 use crate::control::frame::Frames;
-use crate::control::message::{Reply, Request, WireError};
+use crate::control::message::{Fault, Reply, Request, WireError};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{self, Listeners, Names};
+use crate::net::{self, Captured, Listeners, Names, Rules};
+use crate::spec::Name;
 use crate::store::paths::ClusterPaths;
 use crate::sys::orphan::ended_child;
 
@@ -36,7 +37,7 @@ pub(super) async fn serve(
     let internal = |e| Error::new(ErrorKind::Internal, "start serving").source(e);
     let names = Names::default();
     let state = State::new(network, names.clone());
-    serve_guests(listeners, names).map_err(internal)?;
+    serve_guests(listeners, names, state.rules()).map_err(internal)?;
     let listener = UnixListener::from_std(listener).map_err(internal)?;
     opener.set_nonblocking(true).map_err(internal)?;
     let opener = Frames::new(UnixStream::from_std(opener).map_err(internal)?);
@@ -73,13 +74,16 @@ pub(super) async fn serve(
     Ok(())
 }
 
-fn serve_guests(listeners: Listeners, names: Names) -> std::io::Result<()> {
+fn serve_guests(listeners: Listeners, names: Names, rules: Rules) -> std::io::Result<()> {
+    let seen = net::Seen::default();
     let udp = UdpSocket::from_std(listeners.dns_udp)?;
     let tcp = TcpListener::from_std(listeners.dns_tcp)?;
-    tokio::spawn(net::serve_dns(udp, tcp, names));
+    let resolver = net::Resolver { names, rules: rules.clone(), seen: seen.clone() };
+    tokio::spawn(net::serve_dns(udp, tcp, resolver));
     match listeners.egress {
         Ok(listener) => {
-            tokio::spawn(net::serve_egress(TcpListener::from_std(listener)?));
+            let listener = TcpListener::from_std(listener)?;
+            tokio::spawn(net::serve_egress(listener, rules, seen));
         }
         Err(why) => tracing::warn!(
             "guests cannot reach the world: this kernel cannot redirect their connections ({why})"
@@ -126,6 +130,14 @@ async fn connection(mut frames: Frames, state: Arc<State>) {
         }
         return;
     }
+    if let Request::Fault { fault } = envelope.request {
+        fault_connection(frames, &state, fault).await;
+        return;
+    }
+    if let Request::Capture { vm } = envelope.request {
+        capture_connection(frames, &state, vm.as_ref()).await;
+        return;
+    }
     let (reply, fd) = match answer(envelope.request, &state).await {
         Ok((reply, fd)) => (reply, fd),
         Err(error) => (Reply::Error(WireError::from(&error)), None),
@@ -140,7 +152,10 @@ async fn answer(
     state: &Arc<State>,
 ) -> Result<(Reply, Option<std::os::fd::OwnedFd>)> {
     let reply = match request {
-        Request::Open { .. } | Request::Hold { .. } => {
+        Request::Open { .. }
+        | Request::Hold { .. }
+        | Request::Fault { .. }
+        | Request::Capture { .. } => {
             return Err(Error::new(ErrorKind::ProtocolMismatch, "open a holder twice"));
         }
         Request::Detach { vm } => {
@@ -176,9 +191,28 @@ async fn answer(
         Request::Connect { vm, port } => {
             return Ok((Reply::Connected, Some(state.connect(&vm, port).await?)));
         }
+        Request::ConnectUdp { vm, port } => {
+            return Ok((Reply::Connected, Some(state.connect_udp(&vm, port).await?)));
+        }
         Request::Forward { vm, port, listen } => {
             Reply::Forwarded { address: state.forward(&vm, port, listen).await? }
         }
+        Request::Publish { vm, port, listen } => {
+            Reply::Forwarded { address: state.publish(&vm, port, listen).await? }
+        }
+        Request::KeepFault { id } => {
+            state.keep_fault(id).await?;
+            Reply::Done
+        }
+        Request::HealFault { id } => {
+            state.heal_fault(id).await?;
+            Reply::Done
+        }
+        Request::Heal => {
+            state.heal().await?;
+            Reply::Done
+        }
+        Request::Faults => Reply::Faults(state.active_faults().await),
         Request::Close => {
             state.close();
             Reply::Done
@@ -213,4 +247,59 @@ async fn hold_connection(mut frames: Frames, state: Arc<State>, holding: super::
         }
     }
     drop(holding);
+}
+
+/// Breaks the network until the peer closes the connection.
+async fn fault_connection(mut frames: Frames, state: &Arc<State>, fault: Fault) {
+    let (id, seed) = match state.fault(fault).await {
+        Ok(caused) => caused,
+        Err(error) => {
+            drop(frames.send(&Reply::Error(WireError::from(&error)), None).await);
+            return;
+        }
+    };
+    if frames.send(&Reply::Fault { id, seed }, None).await.is_ok() {
+        // The peer says nothing more: anything from it is its end.
+        while let Ok(Some(_)) = frames.receive::<serde_json::Value>().await {}
+    }
+    state.let_fault_go(id).await;
+}
+
+/// Writes what passes until the peer ends its side of the connection, then says what that came to.
+async fn capture_connection(mut frames: Frames, state: &State, vm: Option<&Name>) {
+    let started = match frames.take_fd() {
+        Some(file) => state.capture(vm, file).await,
+        None => Err(Error::new(ErrorKind::ProtocolMismatch, "capture without a file")),
+    };
+    let mut capture = match started {
+        Ok(capture) => capture,
+        Err(error) => {
+            drop(frames.send(&Reply::Error(WireError::from(&error)), None).await);
+            return;
+        }
+    };
+    if frames.send(&Reply::Done, None).await.is_err() {
+        return;
+    }
+    let failed = tokio::select! {
+        said = frames.receive::<serde_json::Value>() => {
+            // The peer says nothing more: anything from it is its end.
+            drop(said);
+            None
+        }
+        failed = capture.failed() => Some(failed),
+    };
+    let outcome = match failed {
+        None => capture.stop().await,
+        Some(failed) => Err(failed),
+    };
+    let reply = match outcome {
+        Ok(Captured { frames, lost }) => Reply::Captured { frames, lost },
+        Err(e) => {
+            let error = Error::new(ErrorKind::Io, "write the capture").source(e);
+            Reply::Error(WireError::from(&error))
+        }
+    };
+    // Whoever dropped it does not listen any more.
+    drop(frames.send(&reply, None).await);
 }

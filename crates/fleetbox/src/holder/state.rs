@@ -1,27 +1,28 @@
-//! Owns the holder's members and what happens to them: boot and end, sockets to them; `power` has
-//! the buttons. It must not know how requests arrive.
+//! Owns the holder's members and what happens to them: boot and end; `power` has the buttons,
+//! `sockets` the ways to them, `faults` what is broken in the network. It must not know how requests arrive.
 //!
 //! ```text
 //! (none) ──boot──► Booting ──► Running ──ended──► Ended ──boot──► Booting …
 //! ```
 
+mod faults;
 mod power;
+mod sockets;
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, SocketAddrV4};
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
 use tokio::task::AbortHandle;
 
 use crate::backend::{self, BootPlan, Machine};
 use crate::control::message::{Booted, Event, HolderStatus, MemberStatus};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Names, Network};
+use crate::net::{Names, Network, RuleSet};
 use crate::spec::Name;
+
+use self::faults::Faults;
 
 /// One cluster's holder.
 pub(super) struct State {
@@ -29,6 +30,8 @@ pub(super) struct State {
     names: Names,
     inner: Mutex<Inner>,
     events: broadcast::Sender<Event>,
+    faults: tokio::sync::Mutex<Faults>,
+    rules: watch::Sender<RuleSet>,
     /// Counts what keeps the holder alive.
     life: watch::Sender<Life>,
 }
@@ -43,6 +46,8 @@ struct Inner {
 
 struct Member {
     plan: BootPlan,
+    /// The number of its tap, another at every boot.
+    tap: u32,
     phase: Phase,
     /// Its processors stand still.
     paused: bool,
@@ -50,7 +55,8 @@ struct Member {
     pausing: Arc<tokio::sync::Mutex<()>>,
     /// It runs on when nobody holds it any more.
     detached: bool,
-    forwards: BTreeMap<u16, Forward>,
+    /// By the guest's port, and whether it is published.
+    forwards: BTreeMap<(u16, bool), Forward>,
 }
 
 enum Phase {
@@ -97,6 +103,8 @@ impl Drop for Holding {
 impl State {
     pub(super) fn new(network: Network, names: Names) -> Arc<Self> {
         Arc::new(Self {
+            faults: tokio::sync::Mutex::new(Faults::new(network.clone())),
+            rules: watch::Sender::default(),
             network,
             names,
             inner: Mutex::default(),
@@ -197,8 +205,11 @@ impl State {
                 }
                 Some(Phase::Ended(_)) | None => {}
             }
+            inner.next_tap += 1;
+            let tap = inner.next_tap;
             let member = Member {
                 plan: plan.clone(),
+                tap,
                 phase: Phase::Booting,
                 paused: false,
                 pausing: Arc::default(),
@@ -206,16 +217,19 @@ impl State {
                 forwards: BTreeMap::new(),
             };
             inner.members.insert(vm.clone(), member);
-            inner.next_tap += 1;
-            inner.next_tap
+            tap
         };
+        // Cut off before its first frame, if it is to be.
+        self.follow().await;
         match backend::boot(&plan, &self.network, tap).await {
             Ok(machine) => {
                 self.running(&vm, address, machine.into());
+                self.follow().await;
                 Ok(Booted { address, started: true })
             }
             Err(error) => {
                 self.lock().members.remove(&vm);
+                self.follow().await;
                 Err(error.vm(vm.as_str()))
             }
         }
@@ -242,6 +256,7 @@ impl State {
                 Err(_) => "its monitor was lost".to_owned(),
             };
             state.ended(&vm, why);
+            state.follow().await;
         });
     }
 
@@ -274,59 +289,6 @@ impl State {
             None => Err(Error::not_running(vm.as_str())),
         }
     }
-
-    /// A socket connected to the guest, ready to be passed on.
-    pub(super) async fn connect(&self, vm: &Name, port: u16) -> Result<OwnedFd> {
-        let to = self.address(vm, port)?;
-        let stream = self.network.connect(to).await.map_err(|e| unreachable_port(vm, port, e))?;
-        let passed = stream.into_std().map_err(|e| unreachable_port(vm, port, e))?;
-        Ok(passed.into())
-    }
-
-    fn address(&self, vm: &Name, port: u16) -> Result<SocketAddrV4> {
-        self.machine(vm)?;
-        match self.lock().members.get(vm) {
-            Some(member) => Ok(SocketAddrV4::new(member.plan.address, port)),
-            None => Err(Error::not_running(vm.as_str())),
-        }
-    }
-
-    /// Relays a loopback port of the host to a port of the guest until the machine ends. Asked
-    /// again for the same port, it answers with what is there.
-    pub(super) async fn forward(
-        self: &Arc<Self>,
-        vm: &Name,
-        port: u16,
-        listen: SocketAddr,
-    ) -> Result<SocketAddr> {
-        if !listen.ip().is_loopback() {
-            return Err(Error::new(
-                ErrorKind::InvalidSpec,
-                format!("listen at {listen}: not a loopback address"),
-            )
-            .hint("use 127.0.0.1"));
-        }
-        let to = self.address(vm, port)?;
-        if let Some(known) = self.lock().members.get(vm).and_then(|m| m.forwards.get(&port))
-            && (listen.port() == 0 || listen == known.address)
-        {
-            return Ok(known.address);
-        }
-        let busy = |e| {
-            Error::new(ErrorKind::Conflict, format!("listen at {listen}"))
-                .hint("choose another port, or 0 for any")
-                .source(e)
-        };
-        let listener = TcpListener::bind(listen).await.map_err(busy)?;
-        let address = listener.local_addr().map_err(busy)?;
-        let task = tokio::spawn(relay_all(listener, self.network.clone(), to)).abort_handle();
-        if let Some(member) = self.lock().members.get_mut(vm)
-            && let Some(old) = member.forwards.insert(port, Forward { address, task })
-        {
-            old.task.abort();
-        }
-        Ok(address)
-    }
 }
 
 impl Member {
@@ -342,31 +304,4 @@ impl Member {
             },
         }
     }
-}
-
-async fn relay_all(listener: TcpListener, network: Network, to: SocketAddrV4) {
-    loop {
-        let Ok((mut host, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let network = network.clone();
-        tokio::spawn(async move {
-            match network.connect(to).await {
-                // Either side's end is the other's; an error has nobody left to hear it.
-                Ok(mut guest) => drop(tokio::io::copy_bidirectional(&mut host, &mut guest).await),
-                Err(e) => {
-                    tracing::debug!("forward to {to}: {e}");
-                    drop(host.set_zero_linger());
-                }
-            }
-        });
-    }
-}
-
-fn unreachable_port(vm: &Name, port: u16, source: std::io::Error) -> Error {
-    Error::new(ErrorKind::Connect, format!("connect to port {port}"))
-        .vm(vm.as_str())
-        .hint("check that a service listens there, on all addresses rather than 127.0.0.1")
-        .source(source)
 }

@@ -1,5 +1,5 @@
-//! Owns the guests' name server: members by name, everything else relayed to the host's own name
-//! servers byte for byte. It must not cache.
+//! Owns the guests' name server: members and the host by name, everything else that the policy
+//! allows relayed to the host's own name servers byte for byte. It must not cache.
 
 use std::collections::HashMap;
 use std::io;
@@ -8,12 +8,13 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use simple_dns::rdata::{A, RData};
-use simple_dns::{CLASS, Packet, PacketFlag, QCLASS, QTYPE, ResourceRecord, TYPE};
+use simple_dns::{CLASS, Packet, PacketFlag, QCLASS, QTYPE, RCODE, ResourceRecord, TYPE};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
 use super::plan;
+use super::policy::{Rules, Seen};
 
 /// Seconds a member's address may be kept by a guest: members come and go.
 const TTL_SECONDS: u32 = 5;
@@ -26,12 +27,66 @@ const QUERIES_AT_ONCE: usize = 256;
 /// Members by name, shared with the holder.
 pub(crate) type Names = Arc<RwLock<HashMap<String, Ipv4Addr>>>;
 
-/// Serves both sockets until the task is dropped.
-pub(crate) async fn serve(udp: UdpSocket, tcp: TcpListener, names: Names) {
-    tokio::join!(serve_udp(Arc::new(udp), names.clone()), serve_tcp(tcp, names));
+/// What queries are answered from.
+#[derive(Debug, Clone)]
+pub(crate) struct Resolver {
+    pub names: Names,
+    /// Who may know of the world.
+    pub rules: Rules,
+    /// Is told what guests are told.
+    pub seen: Seen,
 }
 
-async fn serve_udp(socket: Arc<UdpSocket>, names: Names) {
+/// Serves both sockets until the task is dropped.
+pub(crate) async fn serve(udp: UdpSocket, tcp: TcpListener, resolver: Resolver) {
+    tokio::join!(serve_udp(Arc::new(udp), resolver.clone()), serve_tcp(tcp, resolver));
+}
+
+#[derive(Clone, Copy)]
+enum Transport {
+    Udp,
+    Tcp,
+}
+
+impl Resolver {
+    /// The answer to a query from a guest, if there can be one.
+    async fn answer(&self, query: &[u8], from: IpAddr, by: Transport) -> Option<Vec<u8>> {
+        if let Some(answer) = answer_member(query, &self.names) {
+            return Some(answer);
+        }
+        let IpAddr::V4(from) = from else { return refusal(query, RCODE::Refused) };
+        let asked = asked_name(query)?;
+        if !self.rules.borrow().allow_name(from, &asked) {
+            return refusal(query, RCODE::Refused);
+        }
+        let answer = match by {
+            Transport::Udp => relay_udp(query).await,
+            Transport::Tcp => relay_tcp(query).await,
+        };
+        if let Some(answer) = &answer {
+            self.note(answer);
+        }
+        answer.or_else(|| refusal(query, RCODE::ServerFailure))
+    }
+
+    fn note(&self, answer: &[u8]) {
+        let (Ok(packet), Some(asked)) = (Packet::parse(answer), asked_name(answer)) else { return };
+        for record in &packet.answers {
+            if let RData::A(a) = &record.rdata {
+                self.seen.note(&asked, a.address.into());
+            }
+        }
+    }
+}
+
+/// What the first question is about, in small letters and without the root's dot.
+fn asked_name(message: &[u8]) -> Option<String> {
+    let packet = Packet::parse(message).ok()?;
+    let asked = packet.questions.first()?.qname.to_string().to_ascii_lowercase();
+    Some(asked.trim_end_matches('.').to_owned())
+}
+
+async fn serve_udp(socket: Arc<UdpSocket>, resolver: Resolver) {
     let slots = Arc::new(Semaphore::new(QUERIES_AT_ONCE));
     let mut buffer = vec![0; UDP_BYTES_MAX];
     loop {
@@ -39,13 +94,9 @@ async fn serve_udp(socket: Arc<UdpSocket>, names: Names) {
         let query = buffer[..length].to_vec();
         // A flood is answered as fast as it can be; what is above is dropped, as UDP allows.
         let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
-        let (socket, names) = (socket.clone(), names.clone());
+        let (socket, resolver) = (socket.clone(), resolver.clone());
         tokio::spawn(async move {
-            let answer = match answer_member(&query, &names) {
-                Some(answer) => Some(answer),
-                None => relay_udp(&query).await,
-            };
-            if let Some(answer) = answer.or_else(|| failure(&query)) {
+            if let Some(answer) = resolver.answer(&query, peer.ip(), Transport::Udp).await {
                 // The guest asks again if this is lost.
                 drop(socket.send_to(&answer, peer).await);
             }
@@ -54,22 +105,18 @@ async fn serve_udp(socket: Arc<UdpSocket>, names: Names) {
     }
 }
 
-async fn serve_tcp(listener: TcpListener, names: Names) {
+async fn serve_tcp(listener: TcpListener, resolver: Resolver) {
     loop {
-        let Ok((mut guest, _)) = listener.accept().await else {
+        let Ok((mut guest, from)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let names = names.clone();
+        let resolver = resolver.clone();
         tokio::spawn(async move {
             let served = async {
                 let query = read_framed(&mut guest).await?;
-                let answer = match answer_member(&query, &names) {
-                    Some(answer) => Some(answer),
-                    None => relay_tcp(&query).await,
-                };
-                let answer = answer.or_else(|| failure(&query)).unwrap_or_default();
-                write_framed(&mut guest, &answer).await
+                let answer = resolver.answer(&query, from.ip(), Transport::Tcp).await;
+                write_framed(&mut guest, &answer.unwrap_or_default()).await
             };
             let served: io::Result<()> = served.await;
             if let Err(e) = served {
@@ -79,22 +126,25 @@ async fn serve_tcp(listener: TcpListener, names: Names) {
     }
 }
 
-/// The answer if the question is about a member, or about a name that only a member could have: what
-/// the world says of our domain is no business of a guest's.
+/// The answer if the question is about a member or the host, or about a name that only a member could
+/// have: what the world says of our domain is no business of a guest's.
 fn answer_member(query: &[u8], names: &Names) -> Option<Vec<u8>> {
     let packet = Packet::parse(query).ok()?;
     let question = packet.questions.first()?;
-    let asked = question.qname.to_string().to_ascii_lowercase();
-    let asked = asked.trim_end_matches('.');
+    let asked = asked_name(query)?;
     let in_domain = asked.strip_suffix(plan::DOMAIN).and_then(|s| s.strip_suffix('.'));
-    let known = names.read().ok()?.get(in_domain.unwrap_or(asked)).copied();
+    let known = if asked == plan::HOST_NAME {
+        Some(plan::GATEWAY)
+    } else {
+        names.read().ok()?.get(in_domain.unwrap_or(&asked)).copied()
+    };
     let mut reply = packet.clone().into_reply();
     reply.additional_records.clear();
     reply.set_flags(PacketFlag::RECURSION_AVAILABLE | PacketFlag::AUTHORITATIVE_ANSWER);
     let address = match (known, in_domain) {
         (Some(address), _) => address,
         (None, Some(_)) => {
-            *reply.rcode_mut() = simple_dns::RCODE::NameError;
+            *reply.rcode_mut() = RCODE::NameError;
             return reply.build_bytes_vec_compressed().ok();
         }
         (None, None) => return None,
@@ -112,11 +162,11 @@ fn answer_member(query: &[u8], names: &Names) -> Option<Vec<u8>> {
     reply.build_bytes_vec_compressed().ok()
 }
 
-/// What a guest is told when no server answers.
-fn failure(query: &[u8]) -> Option<Vec<u8>> {
+/// What a guest is told when no server answers, or it may not know.
+fn refusal(query: &[u8], why: RCODE) -> Option<Vec<u8>> {
     let mut reply = Packet::parse(query).ok()?.into_reply();
     reply.additional_records.clear();
-    *reply.rcode_mut() = simple_dns::RCODE::ServerFailure;
+    *reply.rcode_mut() = why;
     reply.build_bytes_vec_compressed().ok()
 }
 
@@ -222,7 +272,7 @@ mod tests {
         let answer = answer_member(&query("node-1", TYPE::AAAA), &names()).unwrap();
         let packet = Packet::parse(&answer).unwrap();
         assert!(packet.answers.is_empty());
-        assert_eq!(packet.rcode(), simple_dns::RCODE::NoError);
+        assert_eq!(packet.rcode(), RCODE::NoError);
     }
 
     #[test]
@@ -230,7 +280,7 @@ mod tests {
         let answer = answer_member(&query("node-9.fleetbox.internal", TYPE::A), &names()).unwrap();
         let packet = Packet::parse(&answer).unwrap();
         assert!(packet.answers.is_empty());
-        assert_eq!(packet.rcode(), simple_dns::RCODE::NameError);
+        assert_eq!(packet.rcode(), RCODE::NameError);
         assert!(answer_member(&query("evilfleetbox.internal", TYPE::A), &names()).is_none());
     }
 
@@ -238,7 +288,7 @@ mod tests {
     fn strangers_and_garbage_are_not_members() {
         assert!(answer_member(&query("example.org", TYPE::A), &names()).is_none());
         assert!(answer_member(b"\xff\x00garbage", &names()).is_none());
-        assert!(failure(b"\xff").is_none());
+        assert!(refusal(b"\xff", RCODE::Refused).is_none());
     }
 
     #[test]

@@ -17,6 +17,9 @@ const FIRST_HOST: u8 = 10;
 pub(crate) const MEMBERS_MAX: usize = 240;
 /// The domain members' names are in.
 pub(crate) const DOMAIN: &str = "fleetbox.internal";
+/// What guests call the host.
+#[cfg(target_os = "linux")]
+pub(crate) const HOST_NAME: &str = "host.fleetbox.internal";
 
 /// Where one member is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +53,13 @@ pub(crate) fn place(index: usize) -> Result<Place> {
 #[cfg(target_os = "linux")]
 pub(crate) fn tap_name(number: u32) -> String {
     format!("fbtap{number}")
+}
+
+/// The interfaces of a relay beside the tap with this number: the silent bridge the tap is moved
+/// to, the relay's own port on it, and its port on the cluster's bridge.
+#[cfg(target_os = "linux")]
+pub(crate) fn relay_names(number: u32) -> [String; 3] {
+    [format!("fbmid{number}"), format!("fbin{number}"), format!("fbout{number}")]
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ pub(crate) mod landlock;
 #[cfg(target_os = "linux")]
 pub(crate) mod namespace;
 pub(crate) mod orphan;
+#[cfg(target_os = "linux")]
+pub(crate) mod packet;
 pub(crate) mod reexec;
 #[cfg(feature = "unstable-fake")]
 pub(crate) mod session;

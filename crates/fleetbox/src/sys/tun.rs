@@ -11,6 +11,17 @@ pub(crate) const PATH: &str = "/dev/net/tun";
 /// Makes a tap named `name` in the calling thread's network namespace. It lives as long as the fd
 /// and its copies: it is not persistent, so nothing is left when the last process dies.
 pub(crate) fn tap(name: &str) -> io::Result<OwnedFd> {
+    // VNET_HDR lets the guest hand over large segments with checksums left to do; both VMMs want it.
+    make(name, libc::IFF_VNET_HDR)
+}
+
+/// The same for a program that reads and writes frames as they would be on a wire: without
+/// offloads the kernel cuts large segments and fills in checksums before they are read.
+pub(crate) fn plain_tap(name: &str) -> io::Result<OwnedFd> {
+    make(name, 0)
+}
+
+fn make(name: &str, flags: libc::c_int) -> io::Result<OwnedFd> {
     let name = CString::new(name)?;
     let file =
         OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(PATH)?;
@@ -22,9 +33,7 @@ pub(crate) fn tap(name: &str) -> io::Result<OwnedFd> {
     for (slot, byte) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
         *slot = byte.cast_signed();
     }
-    // VNET_HDR lets the guest hand over large segments with checksums left to do; both VMMs want it.
-    request.ifr_ifru.ifru_flags =
-        (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | flags) as libc::c_short;
     // SAFETY: the fd is open and the request lives through the call.
     if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
         return Err(io::Error::last_os_error());

@@ -14,7 +14,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -37,7 +37,11 @@ struct FakeMachine {
 }
 
 /// "Boots": the guest answers when this returns.
-pub(super) async fn boot(plan: &BootPlan, network: &Network) -> Result<impl Machine + use<>> {
+pub(super) async fn boot(
+    plan: &BootPlan,
+    network: &Network,
+    tap_number: u32,
+) -> Result<impl Machine + use<>> {
     let failed = |step: &'static str| {
         move |e: io::Error| Error::new(ErrorKind::BackendUnavailable, step).source(e)
     };
@@ -46,6 +50,11 @@ pub(super) async fn boot(plan: &BootPlan, network: &Network) -> Result<impl Mach
         .await
         .and_then(TcpListener::from_std)
         .map_err(failed("serve echo"))?;
+    let datagrams = network
+        .bind_udp_at(SocketAddrV4::new(plan.address, ECHO_PORT))
+        .await
+        .and_then(UdpSocket::from_std)
+        .map_err(failed("serve echo"))?;
     let (paused, pause) = watch::channel(false);
     let guest = from_seed(plan, pause.clone()).map_err(failed("read the seed"))?;
     write_console(&plan.console).map_err(failed("write the console"))?;
@@ -53,6 +62,12 @@ pub(super) async fn boot(plan: &BootPlan, network: &Network) -> Result<impl Mach
     let mut command = std::process::Command::new(&plan.program);
     // Reads until the holder's end of the pipe closes, which is never before it dies.
     command.args(["-c", "read -r forever"]).stdin(Stdio::piped()).stdout(Stdio::null());
+    // Nothing comes or goes through it, but faults of the network find what they act on. Without it
+    // they say so, and all else works.
+    let tap = network.tap(crate::net::plan::tap_name(tap_number)).await;
+    if let Err(e) = &tap {
+        tracing::warn!("the fake guest has no tap: {}", e.report());
+    }
     let child = Command::from(command)
         .kill_on_drop(true)
         .spawn()
@@ -61,12 +76,15 @@ pub(super) async fn boot(plan: &BootPlan, network: &Network) -> Result<impl Mach
     let (end, end_asked) = mpsc::channel(1);
     let (ended_sender, ended) = watch::channel(None);
     let serving: Arc<Mutex<JoinHandle<()>>> = Arc::new(Mutex::new(serve(&ssh, &guest)));
-    let echoing = tokio::spawn(serve_echo(echo, pause));
+    let echoing = tokio::spawn(async move {
+        tokio::join!(serve_echo(echo, pause), echo_datagrams(datagrams));
+    });
     let (serving_end, console) = (serving.clone(), plan.console.clone());
     tokio::spawn(async move {
         let why = reap(child, end_asked).await;
         lock(&serving_end).abort();
         echoing.abort();
+        drop(tap);
         ended_sender.send_replace(Some(why));
     });
     let reboot = Box::new(move || {
@@ -113,6 +131,16 @@ async fn serve_echo(listener: TcpListener, paused: Paused) {
             // The peer's hang-up is the end of an echo.
             drop(tokio::io::copy(&mut read, &mut write).await);
         });
+    }
+}
+
+async fn echo_datagrams(socket: UdpSocket) {
+    let mut datagram = vec![0; 65_535];
+    loop {
+        // What cannot be answered is lost, as datagrams are.
+        if let Ok((length, peer)) = socket.recv_from(&mut datagram).await {
+            drop(socket.send_to(&datagram[..length], peer).await);
+        }
     }
 }
 

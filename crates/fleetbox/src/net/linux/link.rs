@@ -1,5 +1,5 @@
-//! Owns the few rtnetlink requests fleetbox makes: bridge, address, up, enslave, neighbours
-//! (rtnetlink(7)). It acts on the calling thread's network namespace.
+//! Owns the few rtnetlink requests fleetbox makes: bridges, address, up, enslave, remove,
+//! neighbours (rtnetlink(7)). It acts on the calling thread's network namespace.
 
 use std::ffi::CString;
 use std::io;
@@ -14,6 +14,9 @@ use netlink_socket2::NetlinkSocket;
 /// guest is dialled while it boots, and each dial waits for the next question after it came up.
 const NEIGHBOUR_ASKED_EACH_MS: u64 = 100;
 const NEIGHBOUR_ASKED_TIMES: u32 = 30;
+
+/// `IN6_ADDR_GEN_MODE_NONE`.
+const ADDRESS_GENERATION_NONE: u8 = 1;
 
 pub(super) fn index(netlink: &mut NetlinkSocket, name: &str) -> io::Result<u32> {
     let mut request = rt_link::Request::new().op_getlink_do(&Ifinfomsg::new());
@@ -63,6 +66,45 @@ pub(super) fn up(netlink: &mut NetlinkSocket, index: u32) -> io::Result<()> {
 pub(super) fn enslave_up(netlink: &mut NetlinkSocket, index: u32, bridge: u32) -> io::Result<()> {
     let mut request = rt_link::Request::new().op_newlink_do(&up_header(index)?);
     request.encode().push_master(bridge);
+    Ok(netlink.request(&request)?.recv_ack()?)
+}
+
+/// A bridge of two ports that takes no part in what it carries: it answers no question for an
+/// address and asks none.
+pub(super) fn add_silent_bridge(netlink: &mut NetlinkSocket, name: &str) -> io::Result<u32> {
+    let header = Ifinfomsg {
+        ifi_flags: IfinfoFlags::NoArp as u32,
+        ifi_change: IfinfoFlags::NoArp as u32,
+        ..Ifinfomsg::default()
+    };
+    let mut request = rt_link::Request::new().set_create().set_excl().op_newlink_do(&header);
+    request
+        .encode()
+        .push_ifname(&CString::new(name)?)
+        .nested_linkinfo()
+        .push_kind(c"bridge")
+        .nested_data_bridge()
+        .push_mcast_snooping(0);
+    netlink.request(&request)?.recv_ack()?;
+    let bridge = index(netlink, name)?;
+    let header =
+        Ifinfomsg { ifi_index: i32::try_from(bridge).unwrap_or(0), ..Ifinfomsg::default() };
+    let mut request = rt_link::Request::new().op_setlink_do(&header);
+    request.encode().nested_af_spec().nested_inet6().push_addr_gen_mode(ADDRESS_GENERATION_NONE);
+    // A kernel without IPv6 has no such setting, and nothing to be silenced.
+    if let Err(e) = netlink.request(&request)?.recv_ack() {
+        tracing::debug!("keep IPv6 off {name}: {e}");
+    }
+    up(netlink, bridge)?;
+    Ok(bridge)
+}
+
+pub(super) fn remove(netlink: &mut NetlinkSocket, name: &str) -> io::Result<()> {
+    let header = Ifinfomsg {
+        ifi_index: i32::try_from(index(netlink, name)?).map_err(io::Error::other)?,
+        ..Ifinfomsg::default()
+    };
+    let request = rt_link::Request::new().op_dellink_do(&header);
     Ok(netlink.request(&request)?.recv_ack()?)
 }
 

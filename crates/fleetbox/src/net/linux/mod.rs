@@ -4,9 +4,11 @@
 //! A socket keeps the namespace it was made in, so the rest of the process stays in the host's
 //! network and still listens, connects and dials inside the cluster's.
 
+mod cut;
 mod link;
 mod local;
 mod nft;
+mod port;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
@@ -20,7 +22,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 
+pub(crate) use self::cut::{Change, Cut};
 pub(crate) use self::local::LocalName;
+pub(crate) use self::port::HOST_SIDE;
 use super::plan;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys;
@@ -123,6 +127,27 @@ impl Network {
         tokio::time::timeout(CONNECT_WAIT, socket.connect(to.into()))
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+
+    /// A datagram socket to a guest, from the bridge's address.
+    pub(crate) async fn connect_udp(&self, to: SocketAddrV4) -> io::Result<OwnedFd> {
+        self.run(move |_| {
+            let socket = UdpSocket::bind((plan::GATEWAY, 0))?;
+            socket.connect(to)?;
+            Ok(socket.into())
+        })
+        .await
+    }
+
+    /// The same for datagrams, at an address that [`Network::listen_at`] gave it.
+    #[cfg(feature = "unstable-fake")]
+    pub(crate) async fn bind_udp_at(&self, address: SocketAddrV4) -> io::Result<UdpSocket> {
+        self.run(move |_| {
+            let socket = UdpSocket::bind(address)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        })
+        .await
     }
 
     /// Gives the host's side a further address, for a guest that is a process of ours.

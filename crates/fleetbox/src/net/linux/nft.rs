@@ -1,4 +1,4 @@
-//! Owns the nftables rules of the cluster's namespace (nft(8); attributes as in the kernel's
+//! Owns the nftables rules that redirect guests' connections (nft(8); attributes as in the kernel's
 //! `linux/netfilter/nf_tables.h`). It acts on the calling thread's network namespace.
 
 use std::ffi::CStr;
@@ -23,21 +23,22 @@ const SUBSYSTEM: u16 = 10;
 /// Where the destination lies in an IPv4 header, and how much of it names the /24.
 const DESTINATION_OFFSET: u32 = 16;
 const SUBNET_BYTES: usize = 3;
+/// Where the destination port lies in a TCP header.
+const TCP_PORT_OFFSET: u32 = 2;
 
-/// Every TCP connection that leaves the subnet of `gateway` ends at `gateway:port` instead, with
-/// its destination to be had by `SO_ORIGINAL_DST`:
-/// `ip daddr != SUBNET meta l4proto tcp dnat to gateway:port`.
+/// Every TCP connection that leaves the subnet of `gateway`, or asks the gateway for anything but
+/// names, ends at `gateway:port` instead, with its destination to be had by `SO_ORIGINAL_DST`:
+///
+/// ```text
+/// ip daddr != SUBNET meta l4proto tcp dnat to gateway:port
+/// ip daddr gateway tcp dport != 53 dnat to gateway:port
+/// ```
 pub(super) fn redirect(
     netlink: &mut NetlinkSocket,
     gateway: Ipv4Addr,
     port: u16,
 ) -> io::Result<()> {
-    let generation = {
-        let request = Request::new().op_getgen_do(&Nfgenmsg::new());
-        let mut replies = netlink.request(&request)?;
-        let (_, attributes) = replies.recv_one()?;
-        attributes.get_id().map_err(io::Error::other)?
-    };
+    let generation = generation(netlink)?;
     let mut batch = Chained::new(netlink.reserve_seq(16));
     batch.request().op_batch_begin_do(&batch_header()).encode().push_genid(generation);
     batch.request().set_create().op_newtable_do(&ipv4_header()).encode().push_name(TABLE);
@@ -53,16 +54,29 @@ pub(super) fn redirect(
         .push_num(HOOK_PREROUTING)
         .push_priority(PRIORITY_DSTNAT)
         .end_nested();
-    push_rule(&mut batch, gateway, port);
+    push_rule(&mut batch, gateway, port, &OUTSIDE);
+    push_rule(&mut batch, gateway, port, &HOST);
     batch.request().op_batch_end_do(&batch_header());
     let batch = batch.finalize();
     Ok(netlink.request_chained(&batch)?.recv_all()?)
 }
 
-fn push_rule(batch: &mut Chained<'static>, gateway: Ipv4Addr, port: u16) {
+/// Which connections a rule is about.
+struct Match {
+    /// How much of the gateway's address is compared, and how.
+    bytes: usize,
+    op: CmpOps,
+    /// The destination port is not this one.
+    not_port: Option<u16>,
+}
+
+const OUTSIDE: Match = Match { bytes: SUBNET_BYTES, op: CmpOps::Neq, not_port: None };
+const HOST: Match = Match { bytes: 4, op: CmpOps::Eq, not_port: Some(53) };
+
+fn push_rule(batch: &mut Chained<'static>, gateway: Ipv4Addr, port: u16, rule: &Match) {
     let (first, second) = (Registers::Reg1 as u32, Registers::Reg2 as u32);
     let mut request = batch.request().set_create().set_append().op_newrule_do(&ipv4_header());
-    request
+    let mut expressions = request
         .encode()
         .push_table(TABLE)
         .push_chain(CHAIN)
@@ -72,15 +86,15 @@ fn push_rule(batch: &mut Chained<'static>, gateway: Ipv4Addr, port: u16) {
         .push_dreg(first)
         .push_base(PayloadBase::NetworkHeader as u32)
         .push_offset(DESTINATION_OFFSET)
-        .push_len(SUBNET_BYTES as u32)
+        .push_len(rule.bytes as u32)
         .end_nested()
         .end_nested()
         .nested_elem()
         .nested_data_cmp()
         .push_sreg(first)
-        .push_op(CmpOps::Neq as u32)
+        .push_op(rule.op as u32)
         .nested_data()
-        .push_value(&gateway.octets()[..SUBNET_BYTES])
+        .push_value(&gateway.octets()[..rule.bytes])
         .end_nested()
         .end_nested()
         .end_nested()
@@ -98,7 +112,28 @@ fn push_rule(batch: &mut Chained<'static>, gateway: Ipv4Addr, port: u16) {
         .push_value(&[libc::IPPROTO_TCP as u8])
         .end_nested()
         .end_nested()
-        .end_nested()
+        .end_nested();
+    if let Some(port) = rule.not_port {
+        expressions = expressions
+            .nested_elem()
+            .nested_data_payload()
+            .push_dreg(first)
+            .push_base(PayloadBase::TransportHeader as u32)
+            .push_offset(TCP_PORT_OFFSET)
+            .push_len(2)
+            .end_nested()
+            .end_nested()
+            .nested_elem()
+            .nested_data_cmp()
+            .push_sreg(first)
+            .push_op(CmpOps::Neq as u32)
+            .nested_data()
+            .push_value(&port.to_be_bytes())
+            .end_nested()
+            .end_nested()
+            .end_nested();
+    }
+    expressions
         .nested_elem()
         .nested_data_immediate()
         .push_dreg(first)
@@ -126,7 +161,15 @@ fn push_rule(batch: &mut Chained<'static>, gateway: Ipv4Addr, port: u16) {
         .end_nested();
 }
 
-fn batch_header() -> Nfgenmsg {
+/// The ruleset's generation: a batch for another one is refused.
+pub(super) fn generation(netlink: &mut NetlinkSocket) -> io::Result<u32> {
+    let request = Request::new().op_getgen_do(&Nfgenmsg::new());
+    let mut replies = netlink.request(&request)?;
+    let (_, attributes) = replies.recv_one()?;
+    attributes.get_id().map_err(io::Error::other)
+}
+
+pub(super) fn batch_header() -> Nfgenmsg {
     let mut header = Nfgenmsg::new();
     header.set_res_id(SUBSYSTEM);
     header

@@ -154,10 +154,9 @@ pub(super) async fn a_destroyed_one_leaves_nothing(bed: &mut Bed) -> Result<()> 
     let vm = bed.vm.take().expect("a machine");
     let directory = vm.console_path().parent().unwrap().to_owned();
     assert!(directory.exists());
-    let asked = tokio::join!(vm.destroy(), async {
-        // Two at once are one.
-        Vm::find(&bed.name)?.destroy().await
-    });
+    // Two at once are one.
+    let other = Vm::find(&bed.name)?;
+    let asked = tokio::join!(vm.destroy(), other.destroy());
     asked.0?;
     asked.1?;
     vm.destroy().await?;

@@ -171,6 +171,32 @@ pub(super) async fn too_large_a_balloon_is_refused(bed: &mut Bed) -> Result<()> 
     Ok(())
 }
 
+pub(super) async fn a_clock_jumps_both_ways(bed: &mut Bed) -> Result<()> {
+    const HOUR_MS: i64 = 3_600_000;
+    let vm = bed.vm();
+    let absurd = vm.clock_jump(i64::MIN).await.unwrap_err();
+    assert_eq!(absurd.kind(), ErrorKind::InvalidSpec);
+    if !bed.backend.capabilities().clock {
+        assert_eq!(vm.clock_jump(HOUR_MS).await.unwrap_err().kind(), ErrorKind::Unsupported);
+        return Ok(());
+    }
+    // Wall and monotonic clock in one line, in milliseconds.
+    let clocks = async || -> Result<(i64, i64)> {
+        let line = vm.ssh("echo $(date +%s%3N) $(cut -d' ' -f1 /proc/uptime | tr -d .)0").await?;
+        let (wall, monotonic) = line.split_once(' ').expect("two clocks");
+        Ok((wall.parse().unwrap(), monotonic.parse().unwrap()))
+    };
+    for jump_ms in [HOUR_MS + 250, -2 * HOUR_MS, HOUR_MS - 250] {
+        let before = clocks().await?;
+        vm.clock_jump(jump_ms).await?;
+        let after = clocks().await?;
+        let jumped_ms = (after.0 - before.0) - (after.1 - before.1);
+        // The clocks are read one after the other, and `date` takes its time.
+        assert!((jumped_ms - jump_ms).abs() < 1000, "{jumped_ms} ms of {jump_ms} ms");
+    }
+    Ok(())
+}
+
 pub(super) async fn boot_id(vm: &Vm) -> Result<String> {
     vm.ssh("cat /proc/sys/kernel/random/boot_id").await
 }
