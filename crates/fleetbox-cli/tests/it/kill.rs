@@ -10,16 +10,23 @@ use rustix::process::Signal;
 use crate::home::{GONE, Home};
 use crate::process::{self, Ran, alive, parent, signal, until};
 
-/// What the re-executed test binary shall start: a name, or one with `!` for an ephemeral VM.
+/// What the re-executed test binary shall start: a name, one with `!` for an ephemeral VM, or several
+/// with commas for a cluster called like the first.
 const VICTIM: &str = "FLEETBOX_TEST_VICTIM";
 
-/// The program that is killed: a user's, which holds a bound VM. The tests below start it.
+/// The program that is killed: a user's, which holds a bound VM, or a cluster. The tests below start it.
 #[test]
 #[ignore = "the other tests of this file start it as a process of its own"]
 fn victim() {
     let Ok(name) = std::env::var(VICTIM) else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
+        if name.contains(',') {
+            let cluster = fleetbox::Cluster::of(name.split(',')).unwrap();
+            let cluster = cluster.backend(fleetbox::Backend::Fake).start().await.unwrap();
+            println!("\nholds {}", cluster.len());
+            return std::future::pending::<()>().await;
+        }
         let vm = fleetbox::Vm::builder(name.trim_end_matches('!'))
             .backend(fleetbox::Backend::Fake)
             .ephemeral(name.ends_with('!'))
@@ -72,6 +79,27 @@ fn a_killed_programs_throw_away_machine_goes_with_its_disk() {
     child.wait().unwrap();
     home.assert_no_process_within(GONE);
     home.assert_no_cluster_within(GONE);
+}
+
+#[test]
+fn a_killed_program_takes_its_cluster_along() {
+    let home = Home::new();
+    let mut child = start_victim(&home, "node-1,db,web");
+    // The program, its warden, its holder and three monitors.
+    assert!(home.processes().len() >= 6, "{}", process::describe(&home.processes()));
+    let addresses = |home: &Home| -> Vec<String> {
+        home.rows().iter().map(|row| row["address"].to_string()).collect()
+    };
+    let before = addresses(&home);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    home.assert_no_process_within(GONE);
+    assert!(!home.socket("node").exists());
+    for vm in ["node-1", "db", "web"] {
+        assert_eq!(home.state(vm).as_deref(), Some("stopped"), "its disk stays");
+    }
+    home.ok(["up", "web", "db", "--backend", "fake"]);
+    assert_eq!(addresses(&home), before);
 }
 
 #[test]

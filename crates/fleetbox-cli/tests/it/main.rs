@@ -11,6 +11,8 @@
 )]
 
 #[cfg(feature = "unstable-fake")]
+mod cluster;
+#[cfg(feature = "unstable-fake")]
 mod commands;
 #[cfg(feature = "unstable-fake")]
 mod copies;

@@ -130,6 +130,8 @@ fn the_shell_is_offered_names_that_exist() {
     };
     assert_eq!(offered(&["fleetbox", "ssh", "w"]), ["web"]);
     assert_eq!(offered(&["fleetbox", "down", "no"]), ["node-1", "node-2", "node"]);
+    assert_eq!(offered(&["fleetbox", "ls", "no"]), ["node-1", "node-2", "node"]);
+    assert_eq!(offered(&["fleetbox", "ssh", "no"]), ["node-1", "node-2"], "a cluster has no shell");
     assert_eq!(offered(&["fleetbox", "cp", "web"]), ["web:/"]);
     assert_eq!(offered(&["fleetbox", "ssh", "x"]), Vec::<String>::new());
     assert!(offered(&["fleetbox", "ls", "--"]).contains(&"--quiet".to_owned()));

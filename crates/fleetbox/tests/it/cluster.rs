@@ -2,9 +2,10 @@
 //! and addresses. What members see of each other is in `conformance`.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use fleetbox::{Backend, Cluster, ClusterBuilder, ErrorKind, Result, State, Vm};
+use fleetbox::{Backend, Cluster, ClusterBuilder, ErrorKind, Progress, Result, Stage, State, Vm};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::unique;
@@ -111,6 +112,95 @@ async fn a_running_cluster_grows_and_shrinks() -> Result<()> {
     assert_eq!(closed.kind(), ErrorKind::NotRunning);
     assert!(closed.hint_text().is_some());
     Cluster::find(&name)?.destroy().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_boot_side_by_side_and_each_tells_of_its_own() -> Result<()> {
+    let name = unique("beside");
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let sink = told.clone();
+    let cluster = fake(&name)
+        .size(6)
+        .boots_at_once(6)
+        .on_progress(move |member, event| sink.lock().unwrap().push((member.to_owned(), event)))
+        .start()
+        .await?;
+    let told = told.lock().unwrap();
+    // Of one after the other each would be ready before the next begins.
+    let mut begun = 0;
+    let mut most_at_once = 0;
+    for (_, event) in told.iter() {
+        match event {
+            Progress::Begin(Stage::Prepare) => begun += 1,
+            Progress::Ready => begun -= 1,
+            _ => {}
+        }
+        most_at_once = most_at_once.max(begun);
+    }
+    assert!(most_at_once > 1, "{told:?}");
+    for vm in &cluster {
+        let ready = |(member, event): &&(String, Progress)| {
+            member == vm.name() && matches!(event, Progress::Ready)
+        };
+        assert_eq!(told.iter().filter(ready).count(), 1, "{}", vm.name());
+    }
+    let waits = told.iter().filter(|(_, event)| matches!(event, Progress::Note(_))).count();
+    assert_eq!(waits, 0, "nobody waits for a sibling: {told:?}");
+    cluster.destroy().await
+}
+
+#[tokio::test]
+async fn a_start_that_is_dropped_leaves_no_member_running() -> Result<()> {
+    let name = unique("dropped");
+    for delay_ms in [0, 20, 40, 80, 160, 320] {
+        let start = fake(&name).size(3).detached(true).start();
+        let Err(_) = tokio::time::timeout(Duration::from_millis(delay_ms), start).await else {
+            break;
+        };
+        let began = Instant::now();
+        loop {
+            let mut running = 0;
+            for vm in fleetbox::resolve(&name).unwrap_or_default() {
+                running += usize::from(vm.state().await? != State::Stopped);
+            }
+            if running == 0 {
+                break;
+            }
+            assert!(began.elapsed() < Duration::from_secs(10), "{running} run on");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    let cluster = fake(&name).size(3).start().await?;
+    for vm in &cluster {
+        assert!(answers(&vm).await);
+    }
+    cluster.destroy().await
+}
+
+#[tokio::test]
+async fn a_bound_cluster_ends_with_its_last_handle_and_a_detached_one_does_not() -> Result<()> {
+    let name = unique("ends");
+    let stays = fake(&format!("{name}-stays")).size(2).detached(true).start().await?;
+    stays.close().await;
+    let bound = fake(&name).size(2).start().await?;
+    let kept = bound.vm(&format!("{name}-2"))?;
+    drop(bound);
+    let first = Vm::find(&format!("{name}-1"))?;
+    let began = Instant::now();
+    while first.state().await? != State::Stopped {
+        assert!(began.elapsed() < Duration::from_secs(10), "it runs on");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(answers(&kept).await, "a member's own handle holds it");
+    for cluster in [Cluster::find(&name)?, Cluster::find(&format!("{name}-stays"))?] {
+        if cluster.name() != name {
+            for vm in &cluster {
+                assert!(answers(&vm).await, "it is detached");
+            }
+        }
+        cluster.destroy().await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]
