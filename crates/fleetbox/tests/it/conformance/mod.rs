@@ -5,6 +5,7 @@
 //! stand in the order in which they cost the fewest boots; one that fails does not stop the rest.
 
 mod bed;
+mod clusters;
 mod commands;
 mod ends;
 mod files;
