@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use fleetbox::Vm;
 
+use super::bare::direct;
 use super::stage::{Image, Stage};
 use crate::failure::{Failure, Outcome};
 use crate::process;
@@ -25,6 +26,7 @@ echo up
 kill -9 $!
 ";
 const TAP: &str = "bare0";
+const SSH_PORT: u16 = 22;
 
 /// What is kept of a machine of ours to boot it again without us.
 pub(super) struct Kept {
@@ -49,7 +51,8 @@ impl Kept {
         let (seed, known_hosts) = (kept("seed.img")?, kept("known_hosts")?);
         let config = stage.file("bare_kvm_config");
         let address = vm.address().to_string();
-        let text_of = direct(&vm.ssh_config(Path::new("fleetbox"))?, &known_hosts, &address);
+        let text_of =
+            direct(&vm.ssh_config(Path::new("fleetbox"))?, &known_hosts, &address, SSH_PORT);
         std::fs::write(&config, text_of).map_err(Failure::io("write", &config))?;
         let arguments = split(text.lines().next().unwrap_or_default());
         Ok(Self { arguments, seed, config, host: vm.name().to_owned() })
@@ -124,24 +127,6 @@ fn redirected(arguments: &[String], disk: &Path, seed: &Path, console: &Path) ->
         }
     }
     kept
-}
-
-/// The client's configuration with a plain connection to the guest's address.
-fn direct(config: &str, known_hosts: &Path, address: &str) -> String {
-    let mut text = String::new();
-    for line in config.lines() {
-        let replaced = match line.split_whitespace().next() {
-            Some("ProxyCommand" | "ProxyUseFdpass") => continue,
-            Some("HostName") => format!("  HostName {address}"),
-            Some("UserKnownHostsFile") => {
-                format!("  UserKnownHostsFile \"{}\"", known_hosts.display())
-            }
-            _ => line.to_owned(),
-        };
-        text.push_str(&replaced);
-        text.push('\n');
-    }
-    text
 }
 
 #[cfg(test)]
