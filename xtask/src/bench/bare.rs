@@ -59,7 +59,7 @@ impl Kept {
             .map_err(Failure::io("copy", &known_hosts))?;
         let port = free_port()?;
         let config = stage.file("bare_ssh_config");
-        let text = direct(&vm.ssh_config(Path::new("fleetbox"))?, &known_hosts, port);
+        let text = direct(&vm.ssh_config(Path::new("fleetbox"))?, &known_hosts, "127.0.0.1", port);
         std::fs::write(&config, text).map_err(Failure::io("write", &config))?;
         Ok(Self { arguments, seed, config, host: vm.name().to_owned(), port })
     }
@@ -182,13 +182,13 @@ fn split(line: &str) -> Vec<String> {
     arguments
 }
 
-/// The client's configuration with a plain connection to a forwarded port.
-fn direct(config: &str, known_hosts: &Path, port: u16) -> String {
+/// The client's configuration with a plain connection to an address and port.
+pub(super) fn direct(config: &str, known_hosts: &Path, address: &str, port: u16) -> String {
     let mut text = String::new();
     for line in config.lines() {
         let replaced = match line.split_whitespace().next() {
             Some("ProxyCommand" | "ProxyUseFdpass") => continue,
-            Some("HostName") => format!("  HostName 127.0.0.1\n  Port {port}"),
+            Some("HostName") => format!("  HostName {address}\n  Port {port}"),
             Some("UserKnownHostsFile") => {
                 format!("  UserKnownHostsFile \"{}\"", known_hosts.display())
             }
@@ -247,6 +247,6 @@ mod tests {
         let config = "Host web\n  HostName web\n  User f\n  UserKnownHostsFile \"/x\"\n  ProxyCommand fleetbox proxy web %p\n  ProxyUseFdpass yes\n";
         let expected =
             "Host web\n  HostName 127.0.0.1\n  Port 2222\n  User f\n  UserKnownHostsFile \"/k\"\n";
-        assert_eq!(direct(config, Path::new("/k"), 2222), expected);
+        assert_eq!(direct(config, Path::new("/k"), "127.0.0.1", 2222), expected);
     }
 }

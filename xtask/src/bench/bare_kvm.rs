@@ -7,17 +7,20 @@ use std::time::{Duration, Instant};
 
 use fleetbox::Vm;
 
+use super::bare::direct;
 use super::stage::{Image, Stage};
 use crate::failure::{Failure, Outcome};
 use crate::process;
 
 /// Makes the tap, runs what it is given on it, and waits for the first output of the guest. `$1` is
-/// the client's configuration, `$2` the guest's name there.
+/// the client's configuration, `$2` the guest's name there, `$3` its address. A slow login must not
+/// have to begin again, so it has no limit: it begins when the guest's sshd says its first word.
 const SCRIPT: &str = "
-config=$1 guest=$2; shift 2
+config=$1 guest=$2 address=$3; shift 3
 ip tuntap add dev bare0 mode tap && ip address add 10.213.77.1/24 dev bare0 && ip link set bare0 up || exit 1
 \"$@\" </dev/null >/dev/null &
-until ssh -o BatchMode=yes -o ConnectTimeout=1 -F \"$config\" \"$guest\" uname >/dev/null 2>&1; do
+until timeout 2 bash -c \"read -r -n 4 word </dev/tcp/$address/22\" 2>/dev/null &&
+    ssh -o BatchMode=yes -F \"$config\" \"$guest\" uname >/dev/null 2>&1; do
     kill -0 $! || exit 2
     sleep 0.1
 done
@@ -25,6 +28,7 @@ echo up
 kill -9 $!
 ";
 const TAP: &str = "bare0";
+const SSH_PORT: u16 = 22;
 
 /// What is kept of a machine of ours to boot it again without us.
 pub(super) struct Kept {
@@ -32,6 +36,7 @@ pub(super) struct Kept {
     seed: PathBuf,
     config: PathBuf,
     host: String,
+    address: String,
 }
 
 impl Kept {
@@ -49,10 +54,11 @@ impl Kept {
         let (seed, known_hosts) = (kept("seed.img")?, kept("known_hosts")?);
         let config = stage.file("bare_kvm_config");
         let address = vm.address().to_string();
-        let text_of = direct(&vm.ssh_config(Path::new("fleetbox"))?, &known_hosts, &address);
+        let text_of =
+            direct(&vm.ssh_config(Path::new("fleetbox"))?, &known_hosts, &address, SSH_PORT);
         std::fs::write(&config, text_of).map_err(Failure::io("write", &config))?;
         let arguments = split(text.lines().next().unwrap_or_default());
-        Ok(Self { arguments, seed, config, host: vm.name().to_owned() })
+        Ok(Self { arguments, seed, config, host: vm.name().to_owned(), address })
     }
 
     /// Boots it on a new disk and waits for the first output.
@@ -63,7 +69,7 @@ impl Kept {
         process::run(create.args([&image.path, &disk]).arg("20G"))?;
         let mut alone = process::command("unshare");
         alone.args(["--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child"]);
-        alone.args(["sh", "-c", SCRIPT, "sh"]).arg(&self.config).arg(&self.host);
+        alone.args(["sh", "-c", SCRIPT, "sh"]).arg(&self.config).args([&self.host, &self.address]);
         alone.args(redirected(&self.arguments, &disk, &self.seed, &console));
         let began = Instant::now();
         let output = alone
@@ -124,24 +130,6 @@ fn redirected(arguments: &[String], disk: &Path, seed: &Path, console: &Path) ->
         }
     }
     kept
-}
-
-/// The client's configuration with a plain connection to the guest's address.
-fn direct(config: &str, known_hosts: &Path, address: &str) -> String {
-    let mut text = String::new();
-    for line in config.lines() {
-        let replaced = match line.split_whitespace().next() {
-            Some("ProxyCommand" | "ProxyUseFdpass") => continue,
-            Some("HostName") => format!("  HostName {address}"),
-            Some("UserKnownHostsFile") => {
-                format!("  UserKnownHostsFile \"{}\"", known_hosts.display())
-            }
-            _ => line.to_owned(),
-        };
-        text.push_str(&replaced);
-        text.push('\n');
-    }
-    text
 }
 
 #[cfg(test)]
