@@ -125,11 +125,11 @@ async fn members_boot_side_by_side_and_each_tells_of_its_own() -> Result<()> {
         .on_progress(move |member, event| sink.lock().unwrap().push((member.to_owned(), event)))
         .start()
         .await?;
-    let told = told.lock().unwrap();
+    let told = std::mem::take(&mut *told.lock().unwrap());
     // Of one after the other each would be ready before the next begins.
     let mut begun = 0;
     let mut most_at_once = 0;
-    for (_, event) in told.iter() {
+    for (_, event) in &told {
         match event {
             Progress::Begin(Stage::Prepare) => begun += 1,
             Progress::Ready => begun -= 1,

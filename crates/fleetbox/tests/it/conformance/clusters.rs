@@ -3,6 +3,7 @@
 //! between members are in `net_faults`.
 
 use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
 use fleetbox::{Backend, Cluster, ClusterBuilder, ErrorKind, Result, State, Vm};
@@ -46,17 +47,16 @@ fn conforms(word: &str) {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let name = unique(&format!("trio-{backend}"));
-    let outcome = runtime.block_on(async {
-        let outcome = run(backend, &name).await;
-        // None if all went well, as the last scenario destroys it.
-        if let Ok(left) = Cluster::find(&name) {
-            left.destroy().await.and(outcome)
-        } else {
-            outcome
-        }
-    });
-    if let Err(e) = outcome {
-        panic!("{backend}: {}", e.report());
+    let ran = catch_unwind(AssertUnwindSafe(|| runtime.block_on(run(backend, &name))));
+    // None if all went well, as the last scenario destroys it.
+    let cleared = match Cluster::find(&name) {
+        Ok(left) => runtime.block_on(left.destroy()),
+        Err(_) => Ok(()),
+    };
+    match ran.map(|outcome| outcome.and(cleared)) {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => panic!("{backend}: {}", e.report()),
+        Err(panic) => resume_unwind(panic),
     }
 }
 
