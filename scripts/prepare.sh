@@ -27,7 +27,7 @@ as_root() {
     fi
 }
 
-# The Debian packages whose commands are missing.
+# The Debian packages whose commands are missing, and those in $more_packages whose files are.
 missing_packages() {
     local pairs="cc:gcc mmdebstrap:mmdebstrap mke2fs:e2fsprogs newuidmap:uidmap ssh:openssh-client qemu-img:qemu-utils"
     case $(uname -m) in
@@ -37,6 +37,9 @@ missing_packages() {
     local pair
     for pair in $pairs; do
         PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || printf '%s ' "${pair#*:}"
+    done
+    for pair in ${more_packages:-}; do
+        [ -e "${pair%%:*}" ] || printf '%s ' "${pair#*:}"
     done
 }
 

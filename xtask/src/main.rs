@@ -58,8 +58,10 @@ fn conclude(outcome: Outcome<bool>) -> ExitCode {
     }
 }
 
-/// The workspace's directory.
+/// The workspace's directory; where there is none, as in a machine this program was copied to, the
+/// current one.
 fn root() -> PathBuf {
     let own = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    own.parent().unwrap_or(own).to_owned()
+    let root = own.parent().unwrap_or(own);
+    if root.is_dir() { root.to_owned() } else { PathBuf::from(".") }
 }

@@ -1,5 +1,6 @@
 //! Owns the grammar of the command line. It must not act on it.
 
+pub(crate) mod fault;
 pub(crate) mod net;
 
 use std::net::SocketAddr;
@@ -52,9 +53,13 @@ pub(crate) enum Command {
     Port(Port),
     /// Break the network of running VMs, and mend it
     Net(net::Net),
+    /// Break running VMs on purpose: power, reset, pause, memory, clock
+    Fault(fault::Fault),
     /// Delete VMs, disks and all
     #[command(visible_aliases = ["remove", "destroy", "delete"])]
     Rm(Rm),
+    /// Remove what killed processes left, if anything; print what
+    Prune(Output),
     /// Manage images
     Image(Image),
     /// Tell what this host can do, and how to mend what it cannot
@@ -113,12 +118,16 @@ pub(crate) struct Output {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Up {
-    /// Names of VMs, or with -n the prefix of their names
-    #[arg(required = true, value_name = "NAME", add = ArgValueCompleter::new(complete::vms))]
+    /// Names of VMs, or with -n the prefix of their names. Several are one cluster: they reach each
+    /// other by name, and come up all or none
+    #[arg(required = true, value_name = "NAME", add = ArgValueCompleter::new(complete::names))]
     pub names: Vec<String>,
-    /// Start NAME-1 to NAME-COUNT
-    #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=240))]
-    pub count: Option<u32>,
+    /// Start the cluster NAME with the members NAME-1 to NAME-COUNT
+    #[arg(short = 'n', long, value_name = "COUNT", value_parser = count)]
+    pub count: Option<usize>,
+    /// How many may boot at once [default: as cores and memory go round]
+    #[arg(long, value_name = "COUNT", value_parser = count)]
+    pub at_once: Option<usize>,
     /// Image: an alias, a URL or a path [default: debian-12]
     #[arg(long, add = ArgValueCompleter::new(complete::images))]
     pub image: Option<String>,
@@ -150,7 +159,7 @@ pub(crate) struct Up {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Down {
     /// Names of VMs or clusters
-    #[arg(required = true, value_name = "NAME", add = ArgValueCompleter::new(complete::vms))]
+    #[arg(required = true, value_name = "NAME", add = ArgValueCompleter::new(complete::names))]
     pub names: Vec<String>,
     /// How long a guest may take to shut down before it is cut off; 0 cuts it off at once
     #[arg(long, value_name = "TIME", default_value = "60", value_parser = duration_or_zero)]
@@ -159,6 +168,9 @@ pub(crate) struct Down {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Ls {
+    /// Names of VMs or clusters; all VMs without one
+    #[arg(value_name = "NAME", add = ArgValueCompleter::new(complete::names))]
+    pub names: Vec<String>,
     /// Print names only
     #[arg(short, long, conflicts_with = "output")]
     pub quiet: bool,
@@ -210,7 +222,7 @@ pub(crate) struct Cp {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Names {
     /// Names of VMs or clusters; all VMs without one
-    #[arg(value_name = "NAME", add = ArgValueCompleter::new(complete::vms))]
+    #[arg(value_name = "NAME", add = ArgValueCompleter::new(complete::names))]
     pub names: Vec<String>,
 }
 
@@ -246,7 +258,7 @@ pub(crate) struct Port {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Rm {
     /// Names of VMs or clusters
-    #[arg(required = true, value_name = "NAME", add = ArgValueCompleter::new(complete::vms))]
+    #[arg(required = true, value_name = "NAME", add = ArgValueCompleter::new(complete::names))]
     pub names: Vec<String>,
     /// Do not ask, and do not mind what is not there
     #[arg(short, long)]
@@ -311,6 +323,14 @@ pub(crate) enum ImageCommand {
         #[arg(long, value_name = "URL")]
         mirror: Option<String>,
     },
+}
+
+/// As many as a cluster has members at most.
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=240) => Ok(count),
+        _ => Err(format!("\"{text}\" is no number of VMs; give 1 to 240")),
+    }
 }
 
 /// `2048`, `512M`, `2G`, `2GiB`.

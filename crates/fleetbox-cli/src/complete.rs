@@ -6,9 +6,13 @@ use std::ffi::OsStr;
 use clap_complete::CompletionCandidate;
 use fleetbox::{ImageState, VmInfo};
 
-/// Names of VMs, and of clusters with more than one.
+/// Names of VMs.
 pub(crate) fn vms(current: &OsStr) -> Vec<CompletionCandidate> {
-    let typed = current.to_string_lossy();
+    typed(current, described(&infos()))
+}
+
+/// Names of VMs, and of clusters that are not called like one.
+pub(crate) fn names(current: &OsStr) -> Vec<CompletionCandidate> {
     let infos = infos();
     let mut clusters: Vec<&str> = infos.iter().map(|vm| vm.cluster.as_str()).collect();
     clusters.dedup();
@@ -16,10 +20,20 @@ pub(crate) fn vms(current: &OsStr) -> Vec<CompletionCandidate> {
         .into_iter()
         .filter(|cluster| infos.iter().all(|vm| vm.name != *cluster))
         .map(|cluster| CompletionCandidate::new(cluster).help(Some("cluster".into())));
-    let vms = infos
-        .iter()
-        .map(|vm| CompletionCandidate::new(&vm.name).help(Some(vm.state.as_str().into())));
-    vms.chain(clusters).filter(|c| c.get_value().to_string_lossy().starts_with(&*typed)).collect()
+    typed(current, described(&infos).chain(clusters))
+}
+
+fn described(infos: &[VmInfo]) -> impl Iterator<Item = CompletionCandidate> {
+    infos.iter().map(|vm| CompletionCandidate::new(&vm.name).help(Some(vm.state.as_str().into())))
+}
+
+/// Those that go on as the word began.
+fn typed(
+    current: &OsStr,
+    candidates: impl Iterator<Item = CompletionCandidate>,
+) -> Vec<CompletionCandidate> {
+    let typed = current.to_string_lossy();
+    candidates.filter(|c| c.get_value().to_string_lossy().starts_with(&*typed)).collect()
 }
 
 /// Images that are here or known.

@@ -26,6 +26,16 @@ impl Display {
         let line = Arc::new(Mutex::new(Line::new(self.bars.clone(), name.to_owned())));
         move |event| line.lock().unwrap_or_else(PoisonError::into_inner).take(event)
     }
+
+    /// What to hand to the library for things that it names itself.
+    pub(crate) fn sinks(&self) -> impl Fn(&str, Progress) + Send + Sync + 'static {
+        let (bars, lines) = (self.bars.clone(), Mutex::new(HashMap::new()));
+        move |name, event| {
+            let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+            let line = lines.entry(name.to_owned());
+            line.or_insert_with(|| Line::new(bars.clone(), name.to_owned())).take(event);
+        }
+    }
 }
 
 struct Line {

@@ -61,13 +61,15 @@ pub(crate) fn vms_json(vms: &[VmInfo]) -> io::Result<()> {
 }
 
 pub(crate) fn vms_table(vms: &[VmInfo]) -> io::Result<()> {
-    let mut table =
-        table(&["NAME", "STATE", "ADDRESS", "IMAGE", "CPUS", "MEMORY", "DISK", "CREATED"]);
+    let mut table = table(&[
+        "NAME", "STATE", "ADDRESS", "CLUSTER", "IMAGE", "CPUS", "MEMORY", "DISK", "CREATED",
+    ]);
     for vm in vms {
         table.add_row([
             vm.name.clone(),
             vm.state.to_string(),
             vm.address.to_string(),
+            vm.cluster.clone(),
             vm.image.clone(),
             vm.cpus.to_string(),
             format!("{} MiB", vm.memory_mib),

@@ -17,6 +17,8 @@ pub(crate) const OFFLINE: &str = "FLEETBOX_OFFLINE";
 pub(crate) const BACKEND: &str = "FLEETBOX_BACKEND";
 /// The cloud-hypervisor to use, instead of the one on PATH or the pinned release.
 pub(crate) const CLOUD_HYPERVISOR: &str = "FLEETBOX_CLOUD_HYPERVISOR";
+/// The firmware cloud-hypervisor starts images with that have no kernel that can be read here.
+pub(crate) const CLOUD_HYPERVISOR_FIRMWARE: &str = "FLEETBOX_CLOUD_HYPERVISOR_FIRMWARE";
 /// Backends a test run must have, separated by commas; a missing one fails instead of skipping.
 pub(crate) const REQUIRE: &str = "FLEETBOX_REQUIRE";
 /// Seconds a guest may take until it answers.

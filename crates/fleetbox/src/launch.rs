@@ -2,22 +2,22 @@
 //! holder, boot, ready. Each step's work is done elsewhere.
 
 mod create;
+mod plan;
 mod ready;
 mod request;
 mod spawn;
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub(crate) use self::request::{StartRequest, Trail};
 use crate::backend::select::{self, Choice, Wanted};
-use crate::backend::{Accel, Backend, BootPlan, nested};
+use crate::backend::{Accel, Backend, nested};
 use crate::control::client::{self, Client, Hold};
 use crate::control::message::HolderStatus;
 use crate::error::{Error, ErrorKind, Result};
 use crate::holder::cleanup;
 use crate::images::{self, CachedImage};
-use crate::prepare::kernel::{self, BootFiles};
+use crate::prepare::kernel::{self, BootSource};
 use crate::progress::{Progress, Stage};
 use crate::spec::Name;
 use crate::ssh::Session;
@@ -27,6 +27,8 @@ use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
 use crate::store::place;
 use crate::store::record::VmRecord;
 use crate::timings::Timings;
+
+use self::plan::Start;
 
 /// A holder without machines ends in well under a second.
 const HOLDER_END_WAIT: Duration = Duration::from_secs(5);
@@ -125,12 +127,13 @@ async fn boot_or_join(
     let choice = choose(paths, request, known.as_ref()).await?;
     let is_new = known.is_none();
     let image = image(paths, request, known.as_ref(), &choice).await?;
+    let start = plan::start_of(choice, image.as_ref(), &request.progress)?;
     request.progress.begin(Stage::Prepare);
     timings.enter(Stage::Prepare);
     let make = async {
         match known {
             Some(record) => Ok(record),
-            None => create::create(paths, request, cluster, &choice, image.as_ref()),
+            None => create::create(paths, request, cluster, &start.choice, image.as_ref()),
         }
     };
     // The holder sets itself up while the files are written.
@@ -144,10 +147,10 @@ async fn boot_or_join(
             return Err(error);
         }
     };
-    let plan = boot_plan(&record, &member, &choice, image.as_ref());
     let booted = async {
         let mut hold = held?;
-        let accel = boot_until_alive(request, client, &mut hold, plan, timings).await?;
+        let to_boot = (&record, &member, start);
+        let accel = boot_until_alive(request, client, &mut hold, to_boot, timings).await?;
         Ok((hold, accel))
     };
     match booted.await {
@@ -176,6 +179,11 @@ async fn choose(paths: &Paths, request: &StartRequest, known: Option<&VmRecord>)
     let nested_virt = known.map_or(request.spec.nested_virt, |record| record.spec.nested_virt);
     if nested_virt && choice.backend != Backend::Fake {
         nested::check(choice.accel, arch)?;
+        if choice.accel == Accel::Tcg
+            && let Some(doubts) = nested::doubts(&choice.program).await
+        {
+            request.progress.note(doubts);
+        }
     }
     if let Some(note) = &choice.note {
         request.progress.note(note.clone());
@@ -249,7 +257,7 @@ fn ignore_options(request: &StartRequest, record: &VmRecord) {
 }
 
 /// An image and what boots it.
-type Bootable = (CachedImage, BootFiles);
+type Bootable = (CachedImage, BootSource);
 
 /// The VM's image: of an existing VM the one its disk lies on, else the one asked for. The fake
 /// backend reads nothing of an image.
@@ -279,53 +287,8 @@ async fn image(
         }
         None => images::resolve(paths, &request.spec.image, request.spec.arch, progress).await?,
     };
-    let boot_files = kernel::extract(paths, &image, progress).await?;
-    Ok(Some((image, boot_files)))
-}
-
-fn boot_plan(
-    record: &VmRecord,
-    member: &MemberPaths,
-    choice: &Choice,
-    image: Option<&Bootable>,
-) -> BootPlan {
-    let (kernel, initrd, image_cmdline) = match image {
-        Some((_, files)) => (files.kernel.clone(), files.initrd.clone(), files.cmdline.as_str()),
-        None => (PathBuf::new(), None, ""),
-    };
-    let console = match record.spec.arch {
-        crate::spec::Arch::X86_64 => "ttyS0",
-        crate::spec::Arch::Aarch64 => "ttyAMA0",
-    };
-    let cmdline = format!("console={console} {image_cmdline}{}", emulated_args(choice.accel));
-    BootPlan {
-        vm: record.name.clone(),
-        backend: choice.backend,
-        program: choice.program.clone(),
-        accel: choice.accel,
-        arch: record.spec.arch,
-        cpus: record.spec.cpus,
-        memory_mib: record.spec.memory_mib,
-        kernel,
-        initrd,
-        cmdline,
-        disk: member.disk(),
-        image: record.image_path.clone(),
-        seed: member.seed(),
-        mac: record.mac.clone(),
-        address: record.address,
-        console: member.console(),
-        vmm_log: member.vmm_log(),
-        ephemeral: record.ephemeral,
-        nested_virt: record.spec.nested_virt,
-    }
-}
-
-fn emulated_args(accel: Accel) -> String {
-    match accel {
-        Accel::Kvm => String::new(),
-        Accel::Tcg => format!(" {}", kernel::EMULATED_BOOT_ARGS.join(" ")),
-    }
+    let source = kernel::extract(paths, &image, progress).await?;
+    Ok(Some((image, source)))
 }
 
 /// Boots, and says how the guest runs. A KVM on which the guest says nothing is given up for
@@ -334,28 +297,29 @@ async fn boot_until_alive(
     request: &StartRequest,
     client: &Client,
     hold: &mut Hold,
-    mut plan: BootPlan,
+    (record, member, mut start): (&VmRecord, &MemberPaths, Start),
     timings: &mut Timings,
 ) -> Result<Accel> {
     loop {
+        let plan = start.plan(record, member)?;
         // What an earlier boot wrote would be taken for this one's.
         remove_old(&plan.console)?;
+        remove_old(&plan.vmm_log)?;
         request.trail.boots();
         let began = Instant::now();
-        client.boot(plan.clone()).await?;
+        let (accel, console) = (plan.accel, plan.console.clone());
+        client.boot(plan).await?;
         timings.enter(Stage::Kernel);
         request.progress.begin(Stage::Kernel);
-        if plan.accel == Accel::Tcg || !ready::is_silent(hold, &plan.console).await? {
-            return Ok(plan.accel);
+        if accel == Accel::Tcg || !ready::is_silent(hold, &console).await? {
+            return Ok(accel);
         }
         request.progress.note(format!(
             "the guest made no progress on KVM for {} s: trying again by emulation",
             began.elapsed().as_secs()
         ));
         client.kill(&request.name).await?;
-        let Choice { backend, program, accel, .. } = select::emulated(plan.arch)?;
-        let cmdline = plan.cmdline + &emulated_args(accel);
-        plan = BootPlan { backend, program, accel, cmdline, ..plan };
+        start = start.emulated(record.spec.arch)?;
     }
 }
 

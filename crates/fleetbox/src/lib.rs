@@ -30,6 +30,7 @@ mod spec;
 mod error;
 mod listing;
 mod progress;
+mod prune;
 mod timings;
 mod launch;
 mod prepare;
@@ -62,6 +63,7 @@ pub use fleetbox_macros::test;
 pub use images::{ImageInfo, ImageState};
 pub use listing::{list, resolve};
 pub use progress::{Progress, Stage};
+pub use prune::prune;
 pub use spec::{
     Arch, DEFAULT_CPUS, DEFAULT_DISK_GIB, DEFAULT_IMAGE, DEFAULT_MEMORY_MIB, DEFAULT_USER,
 };

@@ -4,11 +4,13 @@
 //! A new figure is one more entry in [`FIGURES`].
 
 mod bare;
+mod bare_kvm;
 mod boot;
 mod cli;
 mod crates;
 mod holder;
 mod image;
+mod kvm;
 mod report;
 mod sample;
 mod ssh;
@@ -38,12 +40,16 @@ const FIGURES: &[(&str, &str, Measure)] = &[
     ("warm-command", "a command over the warm connection, against ssh", ssh::warm_command),
     ("copy-to-guest", "200 MB into the guest, against scp", ssh::copy_to_guest),
     ("copy-from-guest", "200 MB out of the guest, against scp", ssh::copy_from_guest),
+    (KVM, "cloud-hypervisor against QEMU and against itself alone", kvm::kvm),
 ];
+
+/// The figure that only a host with a working KVM has; `xtask nested --figures` makes one.
+pub(crate) const KVM: &str = "kvm";
 
 /// What to measure. Exits with 1 if a figure could not be measured or its bound does not hold.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Figures to measure; all without one
+    /// Figures to measure [default: all but kvm]
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Runs the median is taken of [default: 5, cold boots 3, what takes milliseconds more]
@@ -89,7 +95,8 @@ fn choose(names: &[String]) -> Outcome<Vec<(&'static str, &'static str, Measure)
             known.join(", ")
         )));
     }
-    let wanted = |name: &str| names.is_empty() || names.iter().any(|n| n == name);
+    let named = |name: &str| names.iter().any(|n| n == name);
+    let wanted = |name: &str| named(name) || (names.is_empty() && name != KVM);
     Ok(FIGURES.iter().filter(|f| wanted(f.0)).copied().collect())
 }
 
@@ -118,7 +125,8 @@ mod tests {
 
     #[test]
     fn figures_are_chosen_by_name_and_have_names_of_their_own() {
-        assert_eq!(choose(&[]).unwrap().len(), FIGURES.len());
+        assert_eq!(choose(&[]).unwrap().len(), FIGURES.len() - 1);
+        assert_eq!(choose(&[KVM.to_owned()]).unwrap().len(), 1);
         assert_eq!(choose(&["version".to_owned()]).unwrap()[0].0, "version");
         for (at, figure) in FIGURES.iter().enumerate() {
             assert!(FIGURES[at + 1..].iter().all(|other| other.0 != figure.0), "{}", figure.0);

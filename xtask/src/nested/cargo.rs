@@ -12,7 +12,21 @@ use crate::process;
 /// The executables.
 pub(super) struct Built {
     pub cli: PathBuf,
-    pub tests: PathBuf,
+    pub task: Task,
+}
+
+/// What is to be done in the machine, and the executable that does it.
+pub(super) enum Task {
+    Tests(PathBuf),
+    Figures(PathBuf),
+}
+
+impl Task {
+    pub(super) fn executable(&self) -> &Path {
+        match self {
+            Task::Tests(path) | Task::Figures(path) => path,
+        }
+    }
 }
 
 /// The part of cargo's messages that says what was built.
@@ -30,13 +44,19 @@ struct Target {
     kind: Vec<String>,
 }
 
-/// Debug builds, which `./check` has made already: the machines take the time, not fleetbox.
-pub(super) fn build(root: &Path) -> Outcome<Built> {
+/// Debug builds, which `./check` has made already, as the machines take the time, not fleetbox;
+/// unless figures are measured.
+pub(super) fn build(root: &Path, figures: bool) -> Outcome<Built> {
     let cli = ["build", "--package", "fleetbox-cli"];
     let tests = ["test", "--no-run", "--package", "fleetbox", "--test", "it", "--all-features"];
+    let bench = ["build", "--release", "--package", "xtask"];
     Ok(Built {
         cli: executable(root, &cli, "fleetbox", "bin")?,
-        tests: executable(root, &tests, "it", "test")?,
+        task: if figures {
+            Task::Figures(executable(root, &bench, "xtask", "bin")?)
+        } else {
+            Task::Tests(executable(root, &tests, "it", "test")?)
+        },
     })
 }
 

@@ -14,7 +14,7 @@ use crate::process;
 pub(super) const GUEST_IMAGE: &str = "debian-12";
 /// The names inside.
 pub(super) const CLI: &str = "fleetbox";
-pub(super) const TESTS: &str = "it";
+pub(super) const TASK: &str = "task";
 pub(super) const MONITOR: &str = "cloud-hypervisor";
 pub(super) const GUEST_DISK: &str = "debian-12.qcow2";
 
@@ -26,9 +26,15 @@ pub(super) async fn pack(
     clock: &Clock,
 ) -> Outcome<PathBuf> {
     let load = dir.join("load");
+    match std::fs::remove_dir_all(&load) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Failure::io("remove", &load)(e));
+        }
+        _ => {}
+    }
     std::fs::create_dir_all(&load).map_err(Failure::io("make", &load))?;
     strip(&built.cli, &load.join(CLI))?;
-    strip(&built.tests, &load.join(TESTS))?;
+    strip(built.task.executable(), &load.join(TASK))?;
     let to = load.join(MONITOR);
     std::fs::copy(monitor, &to).map_err(Failure::io("copy", monitor))?;
 

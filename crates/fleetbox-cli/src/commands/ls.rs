@@ -4,16 +4,20 @@ use std::io::Write;
 
 use fleetbox::VmInfo;
 
-use super::printed;
+use super::{printed, resolve_all};
 use crate::args::{Format, Ls};
 use crate::{Outcome, render};
 
 pub(super) async fn run(args: Ls) -> Outcome {
+    let asked = resolve_all(&args.names)?;
+    let is_asked = |name: &str| args.names.is_empty() || asked.iter().any(|vm| vm.name() == name);
     let mut vms: Vec<VmInfo> = Vec::new();
     let mut worst = 0;
     for listed in fleetbox::list().await? {
         match listed {
-            Ok(vm) => vms.push(vm),
+            Ok(vm) if is_asked(&vm.name) => vms.push(vm),
+            Err(error) if !error.vm_name().is_none_or(is_asked) => {}
+            Ok(_) => {}
             Err(error) => {
                 render::complain(&error);
                 worst = worst.max(crate::code_of(&error));

@@ -2,21 +2,25 @@
 
 mod cp;
 mod down;
+mod fault;
 mod image;
 mod logs;
 mod ls;
 mod net;
 mod port;
+mod prune;
 mod rm;
 mod shell;
 mod ssh;
 mod up;
 
+use std::future::Future;
 use std::io::Write;
 
 use clap::CommandFactory;
 use fleetbox::{Error, Vm};
 use serde::Serialize;
+use tokio::task::JoinSet;
 
 use crate::args::{Args, Command, CompletionShell, Exec, Format, Names, Output, Ssh};
 use crate::{Outcome, render};
@@ -33,7 +37,9 @@ pub(crate) async fn run(command: Command) -> Outcome {
         Command::Logs(args) => logs::run(args).await,
         Command::Port(args) => port::run(args).await,
         Command::Net(args) => net::run(args).await,
+        Command::Fault(args) => fault::run(args).await,
         Command::Rm(args) => rm::run(args).await,
+        Command::Prune(args) => prune::run(&args).await,
         Command::Image(args) => image::run(args.command).await,
         Command::Doctor(args) => doctor(&args).await,
         Command::Version(args) => version(&args),
@@ -54,6 +60,29 @@ fn resolve_all(names: &[String]) -> Result<Vec<Vm>, Error> {
         }
     }
     Ok(vms)
+}
+
+/// The same to all of them at once; each failure is told, and the worst is the exit code.
+async fn each<F>(names: &[String], act: impl Fn(Vm) -> F) -> Outcome
+where
+    F: Future<Output = Result<(), Error>> + Send + 'static,
+{
+    let mut acts = JoinSet::new();
+    for vm in resolve_all(names)? {
+        acts.spawn(act(vm));
+    }
+    let mut worst = 0;
+    while let Some(joined) = acts.join_next().await {
+        match joined {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                render::complain(&error);
+                worst = worst.max(crate::code_of(&error));
+            }
+            Err(_) => worst = 70,
+        }
+    }
+    Ok(worst)
 }
 
 /// Turns the outcome of writing to standard output into a command's; a reader that went away, as

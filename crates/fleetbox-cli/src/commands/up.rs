@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use fleetbox::{Vm, VmInfo};
+use fleetbox::{Cluster, ClusterBuilder, Error, Vm, VmBuilder, VmInfo};
 use tokio::task::JoinSet;
 
 use super::printed;
@@ -11,49 +11,77 @@ use crate::progress::Display;
 use crate::{Outcome, render};
 
 pub(super) async fn run(args: Up) -> Outcome {
-    let names = match args.count {
-        None => args.names.clone(),
-        Some(count) => {
-            args.names.iter().flat_map(|p| (1..=count).map(move |n| format!("{p}-{n}"))).collect()
-        }
-    };
     let display = Display::new();
-    let mut starts = JoinSet::new();
-    for (place, name) in names.iter().enumerate() {
-        let start = builder(&args, name).on_progress(display.sink(name)).start();
-        starts.spawn(async move { (place, start.await) });
+    let mut starts: JoinSet<(usize, Result<Vec<VmInfo>, Error>)> = JoinSet::new();
+    let mut names: Vec<&String> = Vec::new();
+    for name in &args.names {
+        if !names.contains(&name) {
+            names.push(name);
+        }
     }
-    let mut infos: Vec<(usize, VmInfo)> = Vec::new();
+    match (args.count, names.as_slice()) {
+        (None, [name]) => {
+            let vm = options(&args, Vm::builder(*name)).on_progress(display.sink(name));
+            starts.spawn(async move { (0, alone(vm).await) });
+        }
+        (None, names) => {
+            let cluster = cluster(&args, &display, Cluster::of(names.iter().copied())?);
+            starts.spawn(async move { (0, together(cluster).await) });
+        }
+        (Some(count), prefixes) => {
+            for (place, prefix) in prefixes.iter().enumerate() {
+                let cluster = Cluster::builder(*prefix).size(count);
+                let cluster = self::cluster(&args, &display, cluster);
+                starts.spawn(async move { (place, together(cluster).await) });
+            }
+        }
+    }
+    let mut infos: Vec<(usize, Vec<VmInfo>)> = Vec::new();
     let mut worst = 0;
     while let Some(joined) = starts.join_next().await {
-        let Ok((place, started)) = joined else {
-            worst = 70;
-            continue;
-        };
-        let info = match started {
-            Ok(vm) => {
-                let info = vm.info().await;
-                vm.release().await;
-                info
-            }
-            Err(e) => Err(e),
-        };
-        match info {
-            Ok(info) => infos.push((place, info)),
-            Err(error) => {
+        match joined {
+            Ok((place, Ok(started))) => infos.push((place, started)),
+            Ok((_, Err(error))) => {
                 render::complain(&error);
                 worst = worst.max(crate::code_of(&error));
             }
+            Err(_) => worst = 70,
         }
     }
     infos.sort_by_key(|(place, _)| *place);
-    let infos: Vec<VmInfo> = infos.into_iter().map(|(_, info)| info).collect();
+    let infos: Vec<VmInfo> = infos.into_iter().flat_map(|(_, infos)| infos).collect();
     printed(print(&infos, args.output.output))?;
     Ok(worst)
 }
 
-fn builder(args: &Up, name: &str) -> fleetbox::VmBuilder {
-    let mut builder = Vm::builder(name).detached(true);
+/// One that does not come up stays, to be looked into.
+async fn alone(vm: VmBuilder) -> Result<Vec<VmInfo>, Error> {
+    let vm = vm.start().await?;
+    let info = vm.info().await;
+    vm.release().await;
+    Ok(vec![info?])
+}
+
+async fn together(cluster: ClusterBuilder) -> Result<Vec<VmInfo>, Error> {
+    let cluster = cluster.start().await?;
+    let mut infos = Vec::new();
+    for vm in &cluster {
+        infos.push(vm.info().await);
+    }
+    cluster.close().await;
+    infos.into_iter().collect()
+}
+
+fn cluster(args: &Up, display: &Display, builder: ClusterBuilder) -> ClusterBuilder {
+    let builder = builder.every(|vm| options(args, vm)).on_progress(display.sinks());
+    match args.at_once {
+        Some(boots) => builder.boots_at_once(boots),
+        None => builder,
+    }
+}
+
+fn options(args: &Up, vm: VmBuilder) -> VmBuilder {
+    let mut builder = vm.detached(true);
     if let Some(image) = &args.image {
         builder = builder.image(image);
     }

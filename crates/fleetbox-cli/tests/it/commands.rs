@@ -16,7 +16,7 @@ fn ls_has_a_table_names_and_json_rows() {
 
     let table = home.ok(["ls"]);
     let lines: Vec<Vec<&str>> = table.lines().map(|l| l.split_whitespace().collect()).collect();
-    assert_eq!(lines[0][..3], ["NAME", "STATE", "ADDRESS"], "{table}");
+    assert_eq!(lines[0][..4], ["NAME", "STATE", "ADDRESS", "CLUSTER"], "{table}");
     assert_eq!(lines[1][..2], ["db", "stopped"], "{table}");
     assert_eq!(lines[2][..2], ["web", "running"], "{table}");
     assert_eq!(home.ok(["ls", "-q"]), "db\nweb\n");

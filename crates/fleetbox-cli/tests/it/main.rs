@@ -14,6 +14,7 @@
 mod commands;
 #[cfg(feature = "unstable-fake")]
 mod copies;
+mod fault;
 mod home;
 mod host;
 mod input;

@@ -60,6 +60,8 @@ pub struct Capabilities {
     pub pause: bool,
     /// [`Vm::set_balloon_mib`](crate::Vm::set_balloon_mib).
     pub balloon: bool,
+    /// [`Vm::clock_jump`](crate::Vm::clock_jump): guests have a clock of their own.
+    pub clock: bool,
 }
 
 impl Backend {
@@ -67,8 +69,10 @@ impl Backend {
     #[must_use]
     pub const fn capabilities(self) -> Capabilities {
         match self {
-            Backend::CloudHypervisor | Backend::Qemu => Capabilities { pause: true, balloon: true },
-            Backend::Fake => Capabilities { pause: true, balloon: false },
+            Backend::CloudHypervisor | Backend::Qemu => {
+                Capabilities { pause: true, balloon: true, clock: true }
+            }
+            Backend::Fake => Capabilities { pause: true, balloon: false, clock: false },
         }
     }
 
@@ -115,6 +119,27 @@ pub(crate) enum Accel {
     Tcg,
 }
 
+/// What a machine's processor runs first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Boot {
+    /// A kernel, which the monitor loads.
+    Kernel { kernel: PathBuf, initrd: Option<PathBuf>, cmdline: String },
+    /// A UEFI firmware, which finds the boot loader on the disk.
+    Firmware(FirmwareFiles),
+    /// Nothing: there is no processor.
+    Nothing,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct FirmwareFiles {
+    pub code: PathBuf,
+    /// The machine's own, written to; none where the monitor keeps none.
+    pub variables: Option<PathBuf>,
+    /// Of both.
+    pub format: String,
+}
+
 /// Everything a backend needs to boot one machine; made by `launch`, sent to the holder.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct BootPlan {
@@ -125,9 +150,7 @@ pub(crate) struct BootPlan {
     pub arch: Arch,
     pub cpus: u32,
     pub memory_mib: u32,
-    pub kernel: PathBuf,
-    pub initrd: Option<PathBuf>,
-    pub cmdline: String,
+    pub boot: Boot,
     /// A qcow2 overlay on `image`.
     pub disk: PathBuf,
     #[serde(default)]
@@ -156,9 +179,11 @@ impl BootPlan {
             arch: Arch::X86_64,
             cpus: 2,
             memory_mib: 1024,
-            kernel: "/k".into(),
-            initrd: Some("/i".into()),
-            cmdline: "root=/dev/vda1 console=ttyS0".into(),
+            boot: Boot::Kernel {
+                kernel: "/k".into(),
+                initrd: Some("/i".into()),
+                cmdline: "root=/dev/vda1 console=ttyS0".into(),
+            },
             disk: "/a,b/disk.qcow2".into(),
             image: "/cache/debian.raw".into(),
             seed: "/seed.img".into(),

@@ -139,6 +139,7 @@ pub(super) fn failed(plan: &BootPlan, what: &str, source: io::Error) -> Error {
     }
 }
 
+/// Nothing of a monitor that did not get as far as to have a log.
 fn tail(path: &Path) -> String {
     let read = || -> io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
@@ -150,6 +151,7 @@ fn tail(path: &Path) -> String {
     };
     match read() {
         Ok(bytes) => crate::console::harmless(&bytes),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
         Err(e) => format!("(no log: {e})"),
     }
 }

@@ -17,6 +17,8 @@ pub(crate) struct Choice {
     pub backend: Backend,
     pub program: PathBuf,
     pub accel: Accel,
+    /// It was asked for: nothing else will do.
+    pub only: bool,
     /// Said once per start when the choice is second best.
     pub note: Option<String>,
 }
@@ -43,22 +45,23 @@ pub(crate) async fn choose(
     match (named.or(asked), wanted.recorded) {
         (Some(Backend::CloudHypervisor), _) => {
             kvm_for(arch)?;
-            choose_cloud_hypervisor(paths, Want::Only, progress).await
+            let chosen = choose_cloud_hypervisor(paths, Want::Only, progress).await?;
+            Ok(Choice { only: true, ..chosen })
         }
         (None, Some(Backend::CloudHypervisor) | None) => best(paths, arch, progress).await,
-        (Some(Backend::Qemu), _) | (None, Some(Backend::Qemu)) => choose_qemu(arch),
+        (Some(Backend::Qemu), _) | (None, Some(Backend::Qemu)) => qemu(arch),
         (Some(Backend::Fake), _) | (None, Some(Backend::Fake)) => choose_fake(),
     }
 }
 
 async fn best(paths: &Paths, arch: Arch, progress: &ProgressSink) -> Result<Choice> {
     if kvm_for(arch).is_err() {
-        return choose_qemu(arch);
+        return qemu(arch);
     }
     let want = if qemu_program(arch).is_ok() { Want::Rather } else { Want::Only };
     match choose_cloud_hypervisor(paths, want, progress).await {
         Err(e) if want == Want::Rather && e.kind() != ErrorKind::InvalidSetting => {
-            let qemu = choose_qemu(arch)?;
+            let qemu = qemu(arch)?;
             let why = format!("QEMU runs the guest, as cloud-hypervisor is not here: {e}");
             let note = Some(qemu.note.map_or(why.clone(), |note| format!("{why}; {note}")));
             Ok(Choice { note, ..qemu })
@@ -73,7 +76,8 @@ async fn choose_cloud_hypervisor(
     progress: &ProgressSink,
 ) -> Result<Choice> {
     let program = program::cloud_hypervisor(paths, want, progress).await?;
-    Ok(Choice { backend: Backend::CloudHypervisor, program, accel: Accel::Kvm, note: None })
+    let (backend, accel) = (Backend::CloudHypervisor, Accel::Kvm);
+    Ok(Choice { backend, program, accel, only: false, note: None })
 }
 
 fn choose_fake() -> Result<Choice> {
@@ -81,7 +85,7 @@ fn choose_fake() -> Result<Choice> {
         return Err(fake_is_off());
     }
     let program = PathBuf::from("/bin/sh");
-    Ok(Choice { backend: Backend::Fake, program, accel: Accel::Tcg, note: None })
+    Ok(Choice { backend: Backend::Fake, program, accel: Accel::Tcg, only: true, note: None })
 }
 
 pub(crate) fn fake_is_off() -> Error {
@@ -89,16 +93,18 @@ pub(crate) fn fake_is_off() -> Error {
         .hint("enable the feature `unstable-fake`, or unset FLEETBOX_BACKEND")
 }
 
-fn choose_qemu(arch: Arch) -> Result<Choice> {
+/// QEMU, on KVM where that works.
+pub(crate) fn qemu(arch: Arch) -> Result<Choice> {
     let program = qemu_program(arch)?;
     let (accel, note) = accel(arch);
-    Ok(Choice { backend: Backend::Qemu, program, accel, note })
+    Ok(Choice { backend: Backend::Qemu, program, accel, only: false, note })
 }
 
 /// QEMU's emulation, after a KVM that turned out to be none.
 pub(crate) fn emulated(arch: Arch) -> Result<Choice> {
     let program = qemu_program(arch)?;
-    Ok(Choice { backend: Backend::Qemu, program, accel: Accel::Tcg, note: None })
+    let (backend, accel) = (Backend::Qemu, Accel::Tcg);
+    Ok(Choice { backend, program, accel, only: false, note: None })
 }
 
 /// QEMU's binary for `arch`, from PATH.

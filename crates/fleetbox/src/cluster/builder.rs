@@ -79,11 +79,6 @@ impl ClusterBuilder {
         Self { name, size: None, members: None, template, boots_at_once: None }
     }
 
-    fn every(mut self, change: impl FnOnce(VmBuilder) -> VmBuilder) -> Self {
-        self.template.every = change(self.template.every);
-        self
-    }
-
     /// Members named after the cluster: `NAME-1` to `NAME-size`.
     pub fn size(mut self, size: usize) -> Self {
         self.size = Some(size);
@@ -94,6 +89,12 @@ impl ClusterBuilder {
     /// only in the cluster.
     pub fn members<I: IntoIterator<Item: Into<String>>>(mut self, members: I) -> Self {
         self.members = Some(members.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Options of every member, in the form of a VM's.
+    pub fn every(mut self, options: impl FnOnce(VmBuilder) -> VmBuilder) -> Self {
+        self.template.every = options(self.template.every);
         self
     }
 

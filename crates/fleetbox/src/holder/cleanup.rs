@@ -2,7 +2,7 @@
 //! interfaces. It must only touch a cluster whose locks it has.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, WaitOptions, waitpid};
 
@@ -19,22 +19,27 @@ pub(super) fn ward(dir: &ClusterPaths, holder: Pid) {
     drop(sweep_if_free(dir));
 }
 
-/// Sweeps unless somebody else is at work on the cluster; they sweep themselves.
-fn sweep_if_free(dir: &ClusterPaths) -> Result<()> {
-    let Some(holder) = lock::try_lock(&dir.holder_lock())? else { return Ok(()) };
-    remove_file(&dir.socket())?;
+/// Sweeps unless somebody else is at work on the cluster; they sweep themselves. Tells what went.
+pub(crate) fn sweep_if_free(dir: &ClusterPaths) -> Result<Vec<PathBuf>> {
+    let Some(holder) = lock::try_lock(&dir.holder_lock())? else { return Ok(Vec::new()) };
+    let mut removed = Vec::new();
+    if dir.socket().exists() {
+        remove_file(&dir.socket())?;
+        removed.push(dir.socket());
+    }
     // A starter takes the other lock first, and may be about to want this one.
     drop(holder);
-    let Some(_starter) = lock::try_lock(&dir.lock())? else { return Ok(()) };
-    let Some(_holder) = lock::try_lock(&dir.holder_lock())? else { return Ok(()) };
-    remove_leftovers(dir)
+    let Some(_starter) = lock::try_lock(&dir.lock())? else { return Ok(removed) };
+    let Some(_holder) = lock::try_lock(&dir.holder_lock())? else { return Ok(removed) };
+    removed.extend(remove_leftovers(dir)?);
+    Ok(removed)
 }
 
 /// Removes a dead holder's socket and throw-away members, and half-made or half-removed member
 /// directories. The caller has the cluster's lock; a living holder's things stay.
 pub(crate) fn sweep(dir: &ClusterPaths) -> Result<()> {
     let Some(_holder) = lock::try_lock(&dir.holder_lock())? else {
-        return remove_half_made(dir);
+        return remove_half_made(dir).map(drop);
     };
     remove_file(&dir.socket())?;
     remove_half_made(dir)?;
@@ -46,19 +51,23 @@ pub(crate) fn sweep(dir: &ClusterPaths) -> Result<()> {
     Ok(())
 }
 
-fn remove_leftovers(dir: &ClusterPaths) -> Result<()> {
-    remove_half_made(dir)?;
+fn remove_leftovers(dir: &ClusterPaths) -> Result<Vec<PathBuf>> {
+    let mut removed = remove_half_made(dir)?;
     let mut kept = 0;
     for entry in entries(dir.dir())? {
         match VmRecord::read_dir(&entry) {
-            Ok(Some(record)) if record.ephemeral => remove_member(&entry)?,
+            Ok(Some(record)) if record.ephemeral => {
+                remove_member(&entry)?;
+                removed.push(entry);
+            }
             _ => kept += 1,
         }
     }
     if kept == 0 {
         remove_cluster(dir)?;
+        removed.push(dir.dir().to_owned());
     }
-    Ok(())
+    Ok(removed)
 }
 
 /// Removes the directory of a cluster that has neither members nor a living holder, whose warden
@@ -99,9 +108,10 @@ pub(crate) fn remove_member(member: &Path) -> Result<()> {
     remove(&gone)
 }
 
-fn remove_half_made(dir: &ClusterPaths) -> Result<()> {
+fn remove_half_made(dir: &ClusterPaths) -> Result<Vec<PathBuf>> {
+    let mut removed = Vec::new();
     let read = match std::fs::read_dir(dir.dir()) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(removed),
         read => read.map_err(|e| Error::io("list", dir.dir(), e))?,
     };
     for entry in read.flatten() {
@@ -111,13 +121,14 @@ fn remove_half_made(dir: &ClusterPaths) -> Result<()> {
         if half_made && entry.file_type().is_ok_and(|t| t.is_dir()) {
             let path = entry.path();
             std::fs::remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
+            removed.push(path);
         }
     }
-    Ok(())
+    Ok(removed)
 }
 
 /// The member directories of a cluster.
-fn entries(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     let read = match std::fs::read_dir(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         read => read.map_err(|e| Error::io("list", dir, e))?,

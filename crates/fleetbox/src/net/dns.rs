@@ -126,18 +126,29 @@ async fn serve_tcp(listener: TcpListener, resolver: Resolver) {
     }
 }
 
-/// The answer if the question is about a member, or the host.
+/// The answer if the question is about a member or the host, or about a name that only a member could
+/// have: what the world says of our domain is no business of a guest's.
 fn answer_member(query: &[u8], names: &Names) -> Option<Vec<u8>> {
     let packet = Packet::parse(query).ok()?;
     let question = packet.questions.first()?;
     let asked = asked_name(query)?;
-    let short =
-        asked.strip_suffix(plan::DOMAIN).and_then(|s| s.strip_suffix('.')).unwrap_or(&asked);
-    let address =
-        if asked == plan::HOST_NAME { plan::GATEWAY } else { *names.read().ok()?.get(short)? };
+    let in_domain = asked.strip_suffix(plan::DOMAIN).and_then(|s| s.strip_suffix('.'));
+    let known = if asked == plan::HOST_NAME {
+        Some(plan::GATEWAY)
+    } else {
+        names.read().ok()?.get(in_domain.unwrap_or(&asked)).copied()
+    };
     let mut reply = packet.clone().into_reply();
     reply.additional_records.clear();
     reply.set_flags(PacketFlag::RECURSION_AVAILABLE | PacketFlag::AUTHORITATIVE_ANSWER);
+    let address = match (known, in_domain) {
+        (Some(address), _) => address,
+        (None, Some(_)) => {
+            *reply.rcode_mut() = RCODE::NameError;
+            return reply.build_bytes_vec_compressed().ok();
+        }
+        (None, None) => return None,
+    };
     let wants_address = matches!(question.qtype, QTYPE::TYPE(TYPE::A) | QTYPE::ANY)
         && matches!(question.qclass, QCLASS::CLASS(CLASS::IN) | QCLASS::ANY);
     if wants_address {
@@ -262,6 +273,15 @@ mod tests {
         let packet = Packet::parse(&answer).unwrap();
         assert!(packet.answers.is_empty());
         assert_eq!(packet.rcode(), RCODE::NoError);
+    }
+
+    #[test]
+    fn a_name_of_the_domain_that_no_member_has_is_not_asked_of_the_world() {
+        let answer = answer_member(&query("node-9.fleetbox.internal", TYPE::A), &names()).unwrap();
+        let packet = Packet::parse(&answer).unwrap();
+        assert!(packet.answers.is_empty());
+        assert_eq!(packet.rcode(), RCODE::NameError);
+        assert!(answer_member(&query("evilfleetbox.internal", TYPE::A), &names()).is_none());
     }
 
     #[test]

@@ -206,6 +206,11 @@ impl MemberPaths {
         self.dir.join("vmm.log")
     }
 
+    /// What the guest's firmware remembers from boot to boot, where it has one.
+    pub(crate) fn firmware_variables(&self) -> PathBuf {
+        self.dir.join("firmware.fd")
+    }
+
     pub(crate) fn known_hosts(&self) -> PathBuf {
         self.dir.join("known_hosts")
     }

@@ -39,7 +39,11 @@ pub(crate) fn cluster_of(paths: &Paths, vm: &Name) -> Result<Option<Name>> {
 
 fn has(paths: &Paths, cluster: &Name, vm: &Name) -> Result<bool> {
     let config = paths.cluster(cluster).member(vm).config();
-    config.try_exists().map_err(|e| Error::io("find", &config, e))
+    match config.try_exists() {
+        // A state root that cannot be one has no VMs; a start says what is wrong with it.
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => Ok(false),
+        exists => exists.map_err(|e| Error::io("find", &config, e)),
+    }
 }
 
 /// The cluster to start a VM in: the one asked for, else the one that has it, else the one its name

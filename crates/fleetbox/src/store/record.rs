@@ -147,7 +147,10 @@ pub(crate) fn lowest_free(taken: &[usize]) -> usize {
 pub(crate) fn clusters(paths: &Paths) -> Result<Vec<Name>> {
     let dir = paths.clusters();
     let read = match std::fs::read_dir(&dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        // A state root that cannot be one has no VMs; a start says what is wrong with it.
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
         read => read.map_err(|e| Error::io("list", &dir, e))?,
     };
     let mut names: Vec<Name> =

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -50,14 +51,9 @@ pub(crate) fn probe() -> Result<(), Unusable> {
 }
 
 fn probe_now() -> Result<(), Unusable> {
-    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            return Err(Unusable::NotPermitted);
-        }
-        Err(_) => return Err(Unusable::Absent),
-    }
-    cpu_can_virtualize()?;
+    open(Path::new("/dev/kvm"))?;
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    cpu_can_virtualize(&cpuinfo)?;
     // A dead KVM may never return from KVM_RUN: then the thread stays there until the process ends.
     let (sender, receiver) = mpsc::channel();
     let spawned = std::thread::Builder::new()
@@ -73,13 +69,21 @@ fn probe_now() -> Result<(), Unusable> {
     }
 }
 
+fn open(device: &Path) -> Result<(), Unusable> {
+    match std::fs::OpenOptions::new().read(true).write(true).open(device) {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(Unusable::NotPermitted),
+        // Without the module the file may be there all the same (ENODEV, ENXIO).
+        Err(_) => Err(Unusable::Absent),
+    }
+}
+
 /// A paravirtual KVM may run a few instructions and then no kernel, so on x86-64 the processor must
 /// say itself that it can (flags of /proc/cpuinfo).
-fn cpu_can_virtualize() -> Result<(), Unusable> {
+fn cpu_can_virtualize(cpuinfo: &str) -> Result<(), Unusable> {
     if !cfg!(target_arch = "x86_64") {
         return Ok(());
     }
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flags = cpuinfo.lines().find(|l| l.starts_with("flags")).unwrap_or_default();
     if flags.split_whitespace().any(|f| f == "vmx" || f == "svm") {
         Ok(())
@@ -171,5 +175,45 @@ impl Drop for Page {
     fn drop(&mut self) {
         // SAFETY: mapped by `new` with this size.
         unsafe { libc::munmap(self.address, Self::SIZE) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn absent_and_forbidden_devices_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let device = dir.path().join("kvm");
+        assert_eq!(open(&device), Err(Unusable::Absent));
+        std::fs::write(&device, "").unwrap();
+        assert_eq!(open(&device), Ok(()));
+        std::fs::set_permissions(&device, std::fs::Permissions::from_mode(0o000)).unwrap();
+        // Root may open anything.
+        let expected =
+            if rustix::process::geteuid().is_root() { Ok(()) } else { Err(Unusable::NotPermitted) };
+        assert_eq!(open(&device), expected);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn a_processor_without_the_extension_makes_kvm_useless() {
+        let flags =
+            |flags: &str| cpu_can_virtualize(&format!("processor: 0\nflags : fpu {flags}\n"));
+        assert_eq!(flags("vmx"), Ok(()));
+        assert_eq!(flags("svm lahf_lm"), Ok(()));
+        assert!(matches!(flags("svm_lock"), Err(Unusable::Useless(_))));
+        assert!(matches!(cpu_can_virtualize(""), Err(Unusable::Useless(_))));
+    }
+
+    #[test]
+    fn each_reason_names_its_fix() {
+        for reason in [Unusable::Absent, Unusable::NotPermitted, Unusable::Useless("x".into())] {
+            assert!(!reason.to_string().is_empty() && !reason.hint().is_empty());
+        }
+        assert!(Unusable::NotPermitted.hint().contains("group kvm"));
     }
 }

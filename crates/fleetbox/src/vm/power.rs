@@ -1,4 +1,4 @@
-//! Owns the buttons of a [`Vm`]: stop, power cut, reboot, reset, pause, resume, balloon. Starting
+//! Owns the buttons of a [`Vm`]: stop, power cut, reboot, reset, pause, resume, balloon, clock. Starting
 //! and destroying are not among them.
 
 use std::time::{Duration, Instant};
@@ -14,6 +14,8 @@ pub(crate) const STOP_GRACE: Duration = Duration::from_mins(1);
 const REBOOT_WAIT: Duration = Duration::from_mins(10);
 const POLL_FIRST: Duration = Duration::from_millis(100);
 const POLL_LAST: Duration = Duration::from_secs(1);
+/// A hundred years: a clock further off tests nothing but what a year is.
+const JUMP_MS_MAX: u64 = 100 * 366 * 24 * 3600 * 1000;
 
 impl Vm {
     /// Stops the VM: presses the power button, and after a grace time of 60 s cuts it off. The
@@ -213,6 +215,42 @@ impl Vm {
             ));
         }
         self.inner.client.set_balloon(&self.inner.record.name, mib).await.map_err(|e| self.mine(e))
+    }
+
+    /// Lets the guest's wall clock jump by that many milliseconds, back if negative, as after a bad
+    /// correction. Its monotonic clocks go on. A time service in the guest may set it right again:
+    /// systemd's is told not to (`timedatectl set-ntp false`); the guest has no other by default, nor
+    /// a way to a time server.
+    ///
+    /// It is done in the guest, by `date` as root, within the few milliseconds that takes. It lasts
+    /// until the next jump, or a boot: then the clock is the host's again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidSpec`] before any work if it is more than a hundred years;
+    /// [`ErrorKind::Unsupported`] before any work if the backend's guests have no clock of their own
+    /// ([`Capabilities::clock`]); [`ErrorKind::CommandFailed`] if the guest refuses the result.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// vm.clock_jump(-3_600_000).await?; // an hour back
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn clock_jump(&self, by_ms: i64) -> Result<()> {
+        if by_ms.unsigned_abs() > JUMP_MS_MAX {
+            return Err(self.mine(
+                Error::new(ErrorKind::InvalidSpec, format!("let the clock jump by {by_ms} ms"))
+                    .hint("a hundred years are the most"),
+            ));
+        }
+        self.able("let the clock jump", |can| can.clock)?;
+        // In nanoseconds, which a shell's 64 bits hold until 2262.
+        let line = format!(
+            "timedatectl set-ntp false 2>/dev/null; \
+             ns=$(($(date +%s%N) + {by_ms} * 1000000)); \
+             [ $ns -ge 0 ] && date -s \"@$((ns / 1000000000)).$(printf %09d $((ns % 1000000000)))\""
+        );
+        self.command("sh").args(["-c", &line]).sudo().run().await.map(drop)
     }
 
     /// Refuses what the VM's backend cannot do.

@@ -3,12 +3,15 @@
 #![expect(clippy::print_stderr, reason = "a skipped test says why")]
 
 mod attribute;
+#[cfg(feature = "unstable-fake")]
+mod cluster;
 mod conformance;
 #[cfg(feature = "unstable-fake")]
 mod fake;
+mod firmware;
+mod input;
 #[cfg(feature = "unstable-fake")]
 mod net_faults;
-mod input;
 mod readme;
 mod real;
 mod require;

@@ -3,7 +3,7 @@
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use crate::backend::BootPlan;
+use crate::backend::{Boot, BootPlan};
 use crate::spec::Arch;
 
 /// Where cloud-hypervisor finds its tap, its API's listener and the pipe for its events.
@@ -17,11 +17,17 @@ pub(super) fn arguments(plan: &BootPlan, landlock: bool) -> Vec<String> {
     let mut add = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
     add("--api-socket", format!("fd={API_FD}"));
     add("--event-monitor", format!("fd={EVENTS_FD}"));
-    add("--kernel", text(&plan.kernel));
-    if let Some(initrd) = &plan.initrd {
-        add("--initramfs", text(initrd));
+    match &plan.boot {
+        Boot::Kernel { kernel, initrd, cmdline } => {
+            add("--kernel", text(kernel));
+            if let Some(initrd) = initrd {
+                add("--initramfs", text(initrd));
+            }
+            add("--cmdline", cmdline.clone());
+        }
+        Boot::Firmware(firmware) => add("--firmware", text(&firmware.code)),
+        Boot::Nothing => {}
     }
-    add("--cmdline", plan.cmdline.clone());
     add("--cpus", cpus(plan));
     add("--memory", format!("size={}M", plan.memory_mib));
     // One flag for both: given twice, only the last counts.
@@ -31,8 +37,9 @@ pub(super) fn arguments(plan: &BootPlan, landlock: bool) -> Vec<String> {
     add("--net", format!("fd=[{TAP_FD}],mac={},id=net0", plan.mac));
     add("--serial", format!("file={}", text(&plan.console)));
     add("--console", "off".to_owned());
-    // Gives back what the guest frees, and its own size when the guest runs out.
-    add("--balloon", "size=0,deflate_on_oom=on,free_page_reporting=on".to_owned());
+    // Gives back what the guest frees. What was taken from the guest stays taken when it runs out, as
+    // with QEMU.
+    add("--balloon", "size=0,deflate_on_oom=off,free_page_reporting=on".to_owned());
     if landlock {
         args.push("--landlock".to_owned());
         // It allows the files it is told of, not those a disk lies on.
@@ -61,7 +68,7 @@ fn text(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Accel, Backend};
+    use crate::backend::{Accel, Backend, FirmwareFiles};
 
     fn plan() -> BootPlan {
         BootPlan::sample(Backend::CloudHypervisor, Accel::Kvm)
@@ -86,7 +93,21 @@ mod tests {
 
     #[test]
     fn the_initrd_is_optional() {
-        let plan = BootPlan { initrd: None, ..plan() };
+        assert!(arguments(&plan(), false).contains(&"--initramfs".to_owned()));
+        let boot = Boot::Kernel { kernel: "/k".into(), initrd: None, cmdline: String::new() };
+        let plan = BootPlan { boot, ..plan() };
         assert!(!arguments(&plan, false).contains(&"--initramfs".to_owned()));
+    }
+
+    #[test]
+    fn a_firmware_takes_the_kernels_place() {
+        let boot = Boot::Firmware(FirmwareFiles {
+            code: "/CLOUDHV.fd".into(),
+            variables: None,
+            format: "raw".into(),
+        });
+        let line = arguments(&BootPlan { boot, ..plan() }, false).join(" ");
+        assert!(line.contains("--firmware /CLOUDHV.fd"), "{line}");
+        assert!(!line.contains("--kernel") && !line.contains("--cmdline"), "{line}");
     }
 }

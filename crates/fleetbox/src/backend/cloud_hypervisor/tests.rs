@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::backend::{Accel, Backend};
+use crate::backend::{Accel, Backend, Boot};
 use crate::env;
 use crate::spec::Arch;
 
@@ -51,9 +51,11 @@ impl Lab {
             arch: Arch::host(),
             cpus: 1,
             memory_mib: 256,
-            kernel: file("kernel"),
-            initrd: None,
-            cmdline: "console=ttyS0".into(),
+            boot: Boot::Kernel {
+                kernel: file("kernel"),
+                initrd: None,
+                cmdline: "console=ttyS0".into(),
+            },
             disk: file("disk.qcow2"),
             image,
             seed: file("seed.img"),
@@ -141,7 +143,7 @@ async fn one_that_hangs_is_told_and_can_still_be_ended() {
 async fn a_kernel_that_is_none_is_refused_in_its_own_words() {
     let Some(lab) = lab() else { return };
     let plan = lab.plan();
-    std::fs::write(&plan.kernel, "not a kernel").unwrap();
+    std::fs::write(lab.dir.path().join("kernel"), "not a kernel").unwrap();
     let error = boot(&plan, &lab.network, 1).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::BackendUnavailable);
     assert!(error.report().contains("kernel"), "{}", error.report());

@@ -3,7 +3,7 @@
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use crate::backend::{Accel, BootPlan};
+use crate::backend::{Accel, Boot, BootPlan, FirmwareFiles};
 use crate::spec::Arch;
 
 /// Where QEMU finds its tap and its QMP connection.
@@ -27,11 +27,7 @@ pub(super) fn arguments(plan: &BootPlan) -> Vec<String> {
     machine(&mut args, plan);
     args.add("-smp", plan.cpus.to_string());
     args.add("-m", format!("{}M", plan.memory_mib));
-    args.add("-kernel", path(&plan.kernel));
-    if let Some(initrd) = &plan.initrd {
-        args.add("-initrd", path(initrd));
-    }
-    args.add("-append", plan.cmdline.clone());
+    boot(&mut args, &plan.boot);
     disks(&mut args, plan);
     args.add("-netdev", format!("tap,id=net0,fd={TAP_FD},vhost=off"));
     // No option ROM: nothing boots from the network.
@@ -75,6 +71,28 @@ fn machine(args: &mut Args, plan: &BootPlan) {
     }
 }
 
+fn boot(args: &mut Args, boot: &Boot) {
+    match boot {
+        Boot::Kernel { kernel, initrd, cmdline } => {
+            args.add("-kernel", path(kernel));
+            if let Some(initrd) = initrd {
+                args.add("-initrd", path(initrd));
+            }
+            args.add("-append", cmdline.clone());
+        }
+        Boot::Firmware(FirmwareFiles { code, variables, format }) => {
+            let flash = |unit: u8, file: &Path, more: &str| {
+                format!("if=pflash,unit={unit},format={format},file={}{more}", option(&path(file)))
+            };
+            args.add("-drive", flash(0, code, ",readonly=on"));
+            if let Some(variables) = variables {
+                args.add("-drive", flash(1, variables, ""));
+            }
+        }
+        Boot::Nothing => {}
+    }
+}
+
 fn disks(args: &mut Args, plan: &BootPlan) {
     // `unsafe` ignores flushes, also those that keep qcow2's own tables whole: only for disks that
     // nobody sees after a crash.
@@ -86,7 +104,8 @@ fn disks(args: &mut Args, plan: &BootPlan) {
             option(&path(&plan.disk))
         ),
     );
-    args.add("-device", "virtio-blk-pci,drive=disk0");
+    // A firmware looks nowhere else. 0 is the kernel that QEMU itself loads.
+    args.add("-device", "virtio-blk-pci,drive=disk0,bootindex=1");
     args.add(
         "-drive",
         format!("if=none,id=seed0,file={},format=raw,readonly=on", option(&path(&plan.seed))),
@@ -165,6 +184,22 @@ mod tests {
 
     #[test]
     fn the_initrd_is_optional() {
-        assert!(!line(&BootPlan { initrd: None, ..plan() }).contains("-initrd"));
+        assert!(line(&plan()).contains("-kernel /k -initrd /i -append root=/dev/vda1"));
+        let boot = Boot::Kernel { kernel: "/k".into(), initrd: None, cmdline: String::new() };
+        assert!(!line(&BootPlan { boot, ..plan() }).contains("-initrd"));
+    }
+
+    #[test]
+    fn a_firmware_is_read_only_and_its_variables_are_the_machines() {
+        let boot = Boot::Firmware(FirmwareFiles {
+            code: "/CODE.fd".into(),
+            variables: Some("/own.fd".into()),
+            format: "raw".into(),
+        });
+        let line = line(&BootPlan { boot, ..plan() });
+        assert!(line.contains(
+            "-drive if=pflash,unit=0,format=raw,file=/CODE.fd,readonly=on -drive if=pflash,unit=1,format=raw,file=/own.fd"
+        ));
+        assert!(!line.contains("-kernel") && !line.contains("-append"), "{line}");
     }
 }

@@ -20,15 +20,18 @@ pub(super) struct Found {
     pub cmdline: String,
 }
 
-pub(super) fn find(disk: &File, image: &CachedImage) -> Result<Found> {
-    let partitions = partition::read(disk).map_err(|e| {
+pub(super) fn partitions(disk: &File, image: &CachedImage) -> Result<Vec<Partition>> {
+    partition::read(disk).map_err(|e| {
         Error::new(
             ErrorKind::ImageUnreadable,
             format!("read the partition table of the image {}", image.reference),
         )
         .source(e)
-    })?;
-    let (root, mut others) = open_root(disk, &partitions, image)?;
+    })
+}
+
+pub(super) fn find(disk: &File, partitions: &[Partition], image: &CachedImage) -> Result<Found> {
+    let (root, mut others) = open_root(disk, partitions, image)?;
     let root_args = root_args(&root);
     others.insert(0, root.file_system);
     // The root first: its /boot is empty when that is a partition of its own.

@@ -1,5 +1,6 @@
 //! Owns a guest's kernel, initrd and command line: taken out of the image once, kept by the image's
-//! digest. It must not decide on consoles or devices, which belong to the backend.
+//! digest; or the finding that only the image's own boot loader can boot it. It must not decide on
+//! consoles or devices, which belong to the backend.
 
 mod entry;
 mod filesystem;
@@ -40,6 +41,15 @@ pub(crate) const FAST_BOOT_ARGS: &[&str] = &[
 /// guest process against another's speculation only costs time; on a real one it stays on.
 pub(crate) const EMULATED_BOOT_ARGS: &[&str] = &["mitigations=off"];
 
+/// How a guest of an image is booted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum BootSource {
+    /// Directly, with the image's kernel.
+    Kernel(BootFiles),
+    /// By a firmware and the image's own boot loader, as no kernel can be read here.
+    Loader { why: String },
+}
+
 /// What a direct boot needs from the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BootFiles {
@@ -55,17 +65,20 @@ struct Record {
     has_initrd: bool,
     /// Without [`FAST_BOOT_ARGS`]: another version of fleetbox may have others.
     cmdline: String,
+    /// Why no kernel was taken out; then there are no files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    loader: Option<String>,
 }
 
-/// The boot files of `image`, from the cache or taken out of it now.
+/// How `image` is booted: known from the cache, or found out now.
 pub(crate) async fn extract(
     paths: &Paths,
     image: &CachedImage,
     progress: &ProgressSink,
-) -> Result<BootFiles> {
+) -> Result<BootSource> {
     let dir = paths.kernels().join(&image.digest);
-    if let Some(files) = cached(&dir) {
-        return Ok(files);
+    if let Some(source) = cached(&dir) {
+        return Ok(source);
     }
     make_private_dir(&paths.kernels())?;
     let lock_path = paths.kernels().join(format!("{}.lock", image.digest));
@@ -76,8 +89,8 @@ pub(crate) async fn extract(
         ));
     })
     .await?;
-    if let Some(files) = cached(&dir) {
-        return Ok(files);
+    if let Some(source) = cached(&dir) {
+        return Ok(source);
     }
     progress.begin(Stage::Prepare);
     let (kernels, image) = (paths.kernels(), image.clone());
@@ -88,37 +101,46 @@ pub(crate) async fn extract(
     .await
 }
 
-fn cached(dir: &Path) -> Option<BootFiles> {
+fn cached(dir: &Path) -> Option<BootSource> {
     let record = std::fs::read(dir.join("boot.json")).ok()?;
     let record: Record = serde_json::from_slice(&record).ok()?;
+    if record.version == RECORD_VERSION
+        && let Some(why) = record.loader
+    {
+        return Some(BootSource::Loader { why });
+    }
     let kernel = dir.join("vmlinuz");
     let initrd = record.has_initrd.then(|| dir.join("initrd"));
     let is_whole = record.version == RECORD_VERSION
         && kernel.is_file()
         && initrd.as_ref().is_none_or(|initrd| initrd.is_file());
-    is_whole.then(|| BootFiles {
-        kernel,
-        initrd,
-        cmdline: format!("{} {}", record.cmdline, FAST_BOOT_ARGS.join(" ")),
+    is_whole.then(|| {
+        BootSource::Kernel(BootFiles {
+            kernel,
+            initrd,
+            cmdline: format!("{} {}", record.cmdline, FAST_BOOT_ARGS.join(" ")),
+        })
     })
 }
 
 /// Builds the directory under a temporary name and renames it when it is whole.
-fn take_out(kernels: &Path, dir: &Path, image: &CachedImage) -> Result<BootFiles> {
-    let file = File::open(&image.path).map_err(|e| Error::io("open image", &image.path, e))?;
-    let found = find::find(&file, image)?;
+fn take_out(kernels: &Path, dir: &Path, image: &CachedImage) -> Result<BootSource> {
+    let disk = File::open(&image.path).map_err(|e| Error::io("open image", &image.path, e))?;
+    let partitions = find::partitions(&disk, image)?;
     let io = |e| Error::io("write", kernels, e);
     let new = tempfile::Builder::new().prefix(".new-").tempdir_in(kernels).map_err(io)?;
-    write_kernel(&found, image, &new.path().join("vmlinuz"))?;
-    if let Some(initrd) = &found.initrd {
-        let packed = found.boot.read(initrd, INITRD_BYTES_MAX)?;
-        let content = initrd::unpacked(&packed).unwrap_or(packed);
-        write_atomic(&new.path().join("initrd"), &content)?;
-    }
-    let record = Record {
-        version: RECORD_VERSION,
-        has_initrd: found.initrd.is_some(),
-        cmdline: found.cmdline,
+    let taken = find::find(&disk, &partitions, image)
+        .and_then(|found| write_files(found, image, new.path()));
+    let record = match taken {
+        Ok(record) => record,
+        // Its own loader may know better.
+        Err(e) if is_about_the_image(&e) && partitions.iter().any(|p| p.is_efi) => Record {
+            version: RECORD_VERSION,
+            has_initrd: false,
+            cmdline: String::new(),
+            loader: Some(e.message().to_owned()),
+        },
+        Err(e) => return Err(e),
     };
     let json = serde_json::to_vec_pretty(&record)
         .map_err(|e| Error::new(ErrorKind::Internal, "record a kernel").source(e))?;
@@ -134,6 +156,25 @@ fn take_out(kernels: &Path, dir: &Path, image: &CachedImage) -> Result<BootFiles
     let _ = new.keep();
     cached(dir).ok_or_else(|| {
         Error::new(ErrorKind::Internal, format!("read back the kernel in {}", dir.display()))
+    })
+}
+
+fn is_about_the_image(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::ImageWithoutKernel | ErrorKind::ImageUnreadable)
+}
+
+fn write_files(found: Found, image: &CachedImage, dir: &Path) -> Result<Record> {
+    write_kernel(&found, image, &dir.join("vmlinuz"))?;
+    if let Some(initrd) = &found.initrd {
+        let packed = found.boot.read(initrd, INITRD_BYTES_MAX)?;
+        let content = initrd::unpacked(&packed).unwrap_or(packed);
+        write_atomic(&dir.join("initrd"), &content)?;
+    }
+    Ok(Record {
+        version: RECORD_VERSION,
+        has_initrd: found.initrd.is_some(),
+        cmdline: found.cmdline,
+        loader: None,
     })
 }
 
@@ -171,7 +212,7 @@ fn gunzip(packed: &[u8]) -> Option<Vec<u8>> {
 
 fn unbootable(image: &CachedImage, what: &str) -> Error {
     Error::new(ErrorKind::ImageWithoutKernel, format!("boot the image {}: {what}", image.reference))
-        .hint("use an image with a kernel in /boot of an ext4 root, such as debian-12")
+        .hint("use an image with a kernel in /boot of an ext4 root, such as debian-12, or one with an EFI system partition")
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ const SECTOR_BYTES: u64 = 512;
 /// The standard asks for 128 entries of 128 bytes; more is no table.
 const GPT_ENTRIES_MAX: u32 = 1024;
 const GPT_ENTRY_BYTES: std::ops::RangeInclusive<u32> = 128..=1024;
+/// The type of an EFI system partition (UEFI specification, "GPT Partition Entry Array").
+const EFI_SYSTEM: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
 
 /// A stretch of the disk and the name the kernel finds it by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +20,8 @@ pub(super) struct Partition {
     pub length_bytes: u64,
     /// For `root=PARTUUID=…`; none when the disk has no table.
     pub uuid: Option<String>,
+    /// It is an EFI system partition: a firmware finds boot loaders in it.
+    pub is_efi: bool,
 }
 
 /// The partitions in the table's order; a disk without a table is one.
@@ -34,7 +38,7 @@ pub(super) fn read(disk: &File) -> std::io::Result<Vec<Partition>> {
         found = self::mbr(mbr);
     }
     if found.is_empty() {
-        found.push(Partition { offset_bytes: 0, length_bytes, uuid: None });
+        found.push(Partition { offset_bytes: 0, length_bytes, uuid: None, is_efi: false });
     }
     found.retain(|partition| {
         partition.length_bytes > 0
@@ -62,6 +66,7 @@ fn gpt(disk: &File, header: &[u8]) -> std::io::Result<Vec<Partition>> {
                 offset_bytes: first.saturating_mul(SECTOR_BYTES),
                 length_bytes: sectors.saturating_mul(SECTOR_BYTES),
                 uuid: Some(guid(&entry[16..32])),
+                is_efi: guid(&entry[..16]) == EFI_SYSTEM,
             }
         })
         .collect())
@@ -85,6 +90,7 @@ fn mbr(sector: &[u8]) -> Vec<Partition> {
     const EMPTY: u8 = 0;
     const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
     const PROTECTIVE: u8 = 0xee;
+    const EFI: u8 = 0xef;
     let signature = le32(sector, 440);
     let entries = sector[446..510].chunks_exact(16).enumerate();
     entries
@@ -96,6 +102,7 @@ fn mbr(sector: &[u8]) -> Vec<Partition> {
             offset_bytes: u64::from(le32(entry, 8)) * SECTOR_BYTES,
             length_bytes: u64::from(le32(entry, 12)) * SECTOR_BYTES,
             uuid: Some(format!("{signature:08x}-{:02x}", i + 1)),
+            is_efi: entry[4] == EFI,
         })
         .collect()
 }
@@ -145,6 +152,28 @@ mod tests {
         assert_eq!(found[0].offset_bytes, 51_200);
         assert_eq!(found[0].length_bytes, 51_200);
         assert_eq!(found[0].uuid.as_deref(), Some("00112233-4455-6677-8899-aabbccddeeff"));
+        assert!(!found[0].is_efi);
+    }
+
+    #[test]
+    fn an_efi_system_partition_is_told_by_its_type() {
+        let file = disk(|b| {
+            gpt_header(b, 128, 128);
+            b[1024..1040].copy_from_slice(&[
+                0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e,
+                0xc9, 0x3b,
+            ]);
+            b[1056] = 100;
+            b[1064] = 199;
+        });
+        assert!(read(&file).unwrap()[0].is_efi);
+        let file = disk(|b| {
+            b[446 + 4] = 0xef;
+            b[446 + 8] = 1;
+            b[446 + 12] = 9;
+            b[510..512].copy_from_slice(&[0x55, 0xaa]);
+        });
+        assert!(read(&file).unwrap()[0].is_efi);
     }
 
     #[test]

@@ -54,9 +54,16 @@ fn cached_image(path: PathBuf, arch: Arch) -> CachedImage {
     }
 }
 
-async fn taken_out(dir: &Path, image: &CachedImage) -> Result<BootFiles> {
+async fn source(dir: &Path, image: &CachedImage) -> Result<BootSource> {
     let paths = Paths::at(&dir.join("home")).unwrap();
     extract(&paths, image, &ProgressSink::default()).await
+}
+
+async fn taken_out(dir: &Path, image: &CachedImage) -> Result<BootFiles> {
+    match source(dir, image).await? {
+        BootSource::Kernel(files) => Ok(files),
+        BootSource::Loader { why } => panic!("nothing was taken out: {why}"),
+    }
 }
 
 #[tokio::test]
@@ -139,6 +146,27 @@ async fn other_file_systems_are_named() {
     }
 }
 
+/// With an EFI system partition its own loader is asked, and what was found out is kept.
+#[tokio::test]
+async fn what_cannot_be_read_but_has_a_loader_is_left_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.raw");
+    let disk = File::create(&path).unwrap();
+    disk.set_len(1 << 20).unwrap();
+    for (entry, kind, first_sector) in [(0_u64, 0xef_u8, 64_u8), (1, 0x83, 128)] {
+        let at = 446 + entry * 16;
+        disk.write_all_at(&[kind], at + 4).unwrap();
+        disk.write_all_at(&[first_sector, 0, 0, 0, 64], at + 8).unwrap();
+    }
+    disk.write_all_at(&[0x55, 0xaa], 510).unwrap();
+    disk.write_all_at(b"XFSB", 128 * 512).unwrap();
+    let image = cached_image(path, Arch::X86_64);
+    let found = source(dir.path(), &image).await.unwrap();
+    assert!(matches!(&found, BootSource::Loader { why } if why.contains("xfs")), "{found:?}");
+    std::fs::remove_file(&image.path).unwrap();
+    assert_eq!(source(dir.path(), &image).await.unwrap(), found, "from the cache");
+}
+
 #[tokio::test]
 async fn flipped_bits_in_a_file_system_never_panic() {
     let dir = tempfile::tempdir().unwrap();
@@ -157,7 +185,7 @@ async fn flipped_bits_in_a_file_system_never_panic() {
         std::fs::write(&image.path, bytes).unwrap();
         let image = CachedImage { digest: format!("{round:064}"), ..image.clone() };
         // Either answer is right, a panic comes back as a defect of ours.
-        if let Err(error) = taken_out(dir.path(), &image).await {
+        if let Err(error) = source(dir.path(), &image).await {
             assert_ne!(error.kind(), ErrorKind::Internal, "round {round}: {error}");
         }
     }

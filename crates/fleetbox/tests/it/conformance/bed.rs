@@ -90,11 +90,20 @@ impl Bed {
 }
 
 /// Waits until something holds that must come soon.
-pub(super) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(super) async fn until(what: &str, holds: impl AsyncFnMut() -> bool) {
+    until_within(SOON, what, holds).await;
+}
+
+/// The same for what takes the guest its time.
+pub(super) async fn until_within(
+    limit: Duration,
+    what: &str,
+    mut holds: impl AsyncFnMut() -> bool,
+) {
     let began = Instant::now();
     let mut pause = Duration::from_millis(5);
     while !holds().await {
-        assert!(began.elapsed() < SOON, "{what} did not happen within {SOON:?}");
+        assert!(began.elapsed() < limit, "{what} did not happen within {limit:?}");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(250));
     }

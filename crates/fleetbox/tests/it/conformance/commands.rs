@@ -17,7 +17,8 @@ pub(super) async fn output_and_code_are_told_apart(bed: &mut Bed) -> Result<()> 
 }
 
 pub(super) async fn a_signal_that_ends_it_is_named(bed: &mut Bed) -> Result<()> {
-    let mut child = bed.vm().shell("sleep 600; exit 1").spawn().await?;
+    // One process: of a shell that is only about to have a child, the child would be left.
+    let mut child = bed.vm().shell("exec sleep 600").spawn().await?;
     child.signal(Signal::Int).await?;
     let status = child.wait().await?;
     assert_eq!((status.code(), status.signal()), (None, Some("INT")));

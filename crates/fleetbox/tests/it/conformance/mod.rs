@@ -84,6 +84,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     machine::a_start_of_a_paused_one_resumes_it, Vm;
     machine::a_balloon_takes_memory_and_gives_it_back, Vm;
     machine::too_large_a_balloon_is_refused, Vm;
+    machine::a_clock_jumps_both_ways, Vm;
     // They boot it anew.
     ends::a_reboot_is_a_new_boot_of_the_same_disk, Vm;
     ends::a_reset_is_a_new_boot_of_the_same_disk, Vm;

@@ -1,0 +1,72 @@
+//! Owns the grammar of `fault`. It must not act on it.
+
+use clap::{Args as ClapArgs, Subcommand};
+use clap_complete::ArgValueCompleter;
+
+use crate::complete;
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Fault {
+    #[command(subcommand)]
+    pub command: FaultCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FaultCommand {
+    /// Pull the plug: what was not synced may be lost; `up` boots the disk that is left
+    PowerCut(Machines),
+    /// Press the reset button and wait until the VM answers again
+    Reset(Machines),
+    /// Let the processors stand still; `ssh` waits until they go on
+    Pause(Machines),
+    /// Let paused processors go on
+    Resume(Machines),
+    /// Take memory from the guest, as by a balloon in it; 0 gives all back
+    Memory {
+        #[command(flatten)]
+        machines: Machines,
+        /// How much, in MiB
+        #[arg(long, value_name = "MIB")]
+        take_mib: u32,
+    },
+    /// Let the guest's wall clock jump: `fault clock web --by=-1h`
+    Clock {
+        #[command(flatten)]
+        machines: Machines,
+        /// How far: `90s`, `1h 30m`; back with a minus sign before it
+        #[arg(long, value_name = "TIME", value_parser = jump, allow_hyphen_values = true)]
+        by: i64,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Machines {
+    /// Names of VMs, or of clusters for all their VMs
+    #[arg(required = true, value_name = "NAME", add = ArgValueCompleter::new(complete::names))]
+    pub names: Vec<String>,
+}
+
+/// Milliseconds, with a sign.
+fn jump(text: &str) -> Result<i64, String> {
+    let (sign, length) = match text.strip_prefix('-') {
+        Some(rest) => (-1, rest),
+        None => (1, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let length = humantime::parse_duration(length).map_err(|e| e.to_string())?;
+    let ms = i64::try_from(length.as_millis()).map_err(|_| "it is too far".to_owned())?;
+    Ok(sign * ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jumps_have_a_sign_and_a_unit() {
+        assert_eq!(jump("90s"), Ok(90_000));
+        assert_eq!(jump("+1h 30m"), Ok(5_400_000));
+        assert_eq!(jump("-250ms"), Ok(-250));
+        assert!(jump("90").is_err() && jump("").is_err() && jump("--1s").is_err());
+        assert!(jump("900000000000000years").is_err());
+    }
+}

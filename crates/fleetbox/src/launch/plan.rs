@@ -1,0 +1,135 @@
+//! Owns what a backend is told to boot: the plan made of a VM's record, its image and the chosen
+//! backend. It must not boot.
+
+use std::path::Path;
+
+use super::Bootable;
+use crate::backend::select::{self, Choice};
+use crate::backend::{Accel, Backend, Boot, BootPlan, FirmwareFiles};
+use crate::error::{Error, Result};
+use crate::prepare::firmware::{self, Firmware};
+use crate::prepare::kernel::{self, BootFiles, BootSource};
+use crate::progress::ProgressSink;
+use crate::spec::Arch;
+use crate::store::paths::{MemberPaths, write_atomic};
+use crate::store::record::VmRecord;
+
+/// What runs the guest, and what starts it.
+pub(super) struct Start {
+    pub choice: Choice,
+    from: From,
+}
+
+enum From {
+    Kernel(BootFiles),
+    Firmware(Firmware),
+    /// There is no guest.
+    Nothing,
+}
+
+/// Decides what starts the guest. An image that only its own loader can boot needs a firmware; where
+/// the chosen backend has none, QEMU does instead unless nothing else will do.
+///
+/// # Errors
+/// If there is no firmware, with the reason why one is needed.
+pub(super) fn start_of(
+    choice: Choice,
+    image: Option<&Bootable>,
+    progress: &ProgressSink,
+) -> Result<Start> {
+    let (image, why) = match image {
+        None => return Ok(Start { choice, from: From::Nothing }),
+        Some((_, BootSource::Kernel(files))) => {
+            return Ok(Start { choice, from: From::Kernel(files.clone()) });
+        }
+        Some((image, BootSource::Loader { why })) => (image, why),
+    };
+    let needed = |e: Error| e.detail(format!("needed, as fleetbox cannot {why}"));
+    match firmware::find(choice.backend, image.arch) {
+        Ok(firmware) => Ok(Start { choice, from: From::Firmware(firmware) }),
+        Err(lacking) if choice.backend == Backend::CloudHypervisor && !choice.only => {
+            let qemu = select::qemu(image.arch).map_err(|_| needed(lacking))?;
+            let firmware = firmware::find(Backend::Qemu, image.arch).map_err(needed)?;
+            progress.note("QEMU runs the guest, as its image needs a firmware and there is none for cloud-hypervisor");
+            Ok(Start { choice: qemu, from: From::Firmware(firmware) })
+        }
+        Err(lacking) => Err(needed(lacking)),
+    }
+}
+
+impl Start {
+    /// Everything the backend needs to know.
+    pub(super) fn plan(&self, record: &VmRecord, member: &MemberPaths) -> Result<BootPlan> {
+        let choice = &self.choice;
+        Ok(BootPlan {
+            vm: record.name.clone(),
+            backend: choice.backend,
+            program: choice.program.clone(),
+            accel: choice.accel,
+            arch: record.spec.arch,
+            cpus: record.spec.cpus,
+            memory_mib: record.spec.memory_mib,
+            boot: self.boot(record.spec.arch, member)?,
+            disk: member.disk(),
+            image: record.image_path.clone(),
+            seed: member.seed(),
+            mac: record.mac.clone(),
+            address: record.address,
+            console: member.console(),
+            vmm_log: member.vmm_log(),
+            ephemeral: record.ephemeral,
+            nested_virt: record.spec.nested_virt,
+        })
+    }
+
+    /// The same guest by QEMU's emulation, after a KVM that turned out to be none.
+    pub(super) fn emulated(self, arch: Arch) -> Result<Self> {
+        let from = match self.from {
+            From::Firmware(_) => From::Firmware(firmware::find(Backend::Qemu, arch)?),
+            from => from,
+        };
+        Ok(Self { choice: select::emulated(arch)?, from })
+    }
+
+    fn boot(&self, arch: Arch, member: &MemberPaths) -> Result<Boot> {
+        Ok(match &self.from {
+            From::Kernel(files) => Boot::Kernel {
+                kernel: files.kernel.clone(),
+                initrd: files.initrd.clone(),
+                cmdline: cmdline(&files.cmdline, arch, self.choice.accel),
+            },
+            From::Firmware(firmware) => Boot::Firmware(FirmwareFiles {
+                code: firmware.code.clone(),
+                variables: match &firmware.variables {
+                    Some(template) => Some(own_variables(template, member)?),
+                    None => None,
+                },
+                format: firmware.format.clone(),
+            }),
+            From::Nothing => Boot::Nothing,
+        })
+    }
+}
+
+/// A machine's own copy, made at its first boot: its loader may write there what it wants to know at
+/// the next.
+fn own_variables(template: &Path, member: &MemberPaths) -> Result<std::path::PathBuf> {
+    let own = member.firmware_variables();
+    if !own.exists() {
+        let content = std::fs::read(template).map_err(|e| Error::io("read", template, e))?;
+        write_atomic(&own, &content)?;
+    }
+    Ok(own)
+}
+
+fn cmdline(image: &str, arch: Arch, accel: Accel) -> String {
+    let console = match arch {
+        Arch::X86_64 => "ttyS0",
+        Arch::Aarch64 => "ttyAMA0",
+    };
+    let more = match accel {
+        Accel::Kvm => String::new(),
+        Accel::Tcg => format!(" {}", kernel::EMULATED_BOOT_ARGS.join(" ")),
+    };
+    format!("console={console} {image}{more}")
+}
