@@ -84,8 +84,9 @@ pub(super) async fn boot(
         let why = reap(child, end_asked).await;
         lock(&serving_end).abort();
         echoing.abort();
-        drop(tap);
         ended_sender.send_replace(Some(why));
+        // The kernel takes its time over it, and nobody shall wait for that.
+        tokio::task::spawn_blocking(move || drop(tap));
     });
     let reboot = Box::new(move || {
         let mut serving = lock(&serving);
