@@ -176,11 +176,11 @@ async fn choose(paths: &Paths, request: &StartRequest, known: Option<&VmRecord>)
         Wanted { recorded: known.and_then(|record| record.backend), asked: request.backend };
     let arch = known.map_or(request.spec.arch, |record| record.spec.arch);
     let choice = select::choose(paths, wanted, arch, &request.progress).await?;
-    let nested_virt = known.map_or(request.spec.nested_virt, |record| record.spec.nested_virt);
-    if nested_virt && choice.backend != Backend::Fake {
+    let spec = known.map_or(&request.spec, |record| &record.spec);
+    if spec.nested_virt && choice.backend != Backend::Fake {
         nested::check(choice.accel, arch)?;
         if choice.accel == Accel::Tcg
-            && let Some(doubts) = nested::doubts(&choice.program).await
+            && let Some(doubts) = nested::doubts(&choice.program, spec.cpus).await
         {
             request.progress.note(doubts);
         }

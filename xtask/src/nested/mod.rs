@@ -117,8 +117,8 @@ async fn in_machine(
     machine.run_task(arguments, &dir.join("output.log")).await
 }
 
-/// An older one crashes the machine sooner or later (`backend/nested.rs` of the library). Where KVM is
-/// at hand it is not asked.
+/// An older one was not seen to hold (`backend/nested.rs` of the library). Where KVM is at hand it is not
+/// asked.
 fn qemu_is_sound() -> Outcome<()> {
     if Path::new("/sys/module/kvm_intel").exists() || Path::new("/sys/module/kvm_amd").exists() {
         return Ok(());
