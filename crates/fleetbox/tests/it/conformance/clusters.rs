@@ -84,6 +84,8 @@ async fn run(backend: Backend, name: &str) -> Result<()> {
     let mut trio = Trio { backend, name: name.to_owned(), cluster, addresses };
     step(&mut trio, "members_reach_each_other_by_name", members_reach_each_other).await?;
     step(&mut trio, "a_running_cluster_takes_one_in", a_running_cluster_takes_one_in).await?;
+    step(&mut trio, "a_partition_splits_it_in_two", a_partition_splits_it_in_two).await?;
+    step(&mut trio, "a_power_cut_takes_one_alone", a_power_cut_takes_one_alone).await?;
     step(&mut trio, "one_comes_back_where_it_was", one_comes_back_where_it_was).await?;
     step(&mut trio, "all_come_back_where_they_were", all_come_back_where_they_were).await?;
     step(&mut trio, "one_that_is_removed_is_forgotten", one_that_is_removed_is_forgotten).await?;
@@ -172,6 +174,40 @@ async fn a_running_cluster_takes_one_in(trio: &mut Trio) -> Result<()> {
     let info = added.info().await?;
     assert_eq!((info.holder_pid, info.memory_mib), (before, MEMORY_MIB), "as the others");
     trio.addresses.push(added.address());
+    trio.is_whole().await
+}
+
+/// Both sides are whole in themselves, and reached from the host.
+async fn a_partition_splits_it_in_two(trio: &mut Trio) -> Result<()> {
+    let (first, second, third) = (trio.vm(1)?, trio.vm(2)?, trio.vm(3)?);
+    let split = trio.cluster.partition([vec![first.name(), second.name()], vec![third.name()]]);
+    let split = split.await?;
+    if trio.has_guests() {
+        reaches(&first, &second).await?;
+        for (from, to) in [(&first, &third), (&third, &second)] {
+            let dial = format!("timeout 5 bash -c 'head -c 4 </dev/tcp/{}/22'", to.address());
+            let error = from.ssh(&dial).await.expect_err("the partition lets it through");
+            // Anything but an answer; not a command that never ran.
+            assert!(error.output().is_some(), "{}", error.report());
+        }
+    }
+    assert_eq!(third.ssh("hostname").await?, third.name());
+    split.heal().await?;
+    trio.is_whole().await
+}
+
+/// It has what it synced when it is back, and the others never missed each other.
+async fn a_power_cut_takes_one_alone(trio: &mut Trio) -> Result<()> {
+    let (first, two) = (trio.vm(1)?, trio.name_of(2));
+    trio.vm(2)?.ssh("echo synced > synced; sync").await?;
+    trio.vm(2)?.power_cut().await?;
+    assert_eq!(trio.vm(2)?.state().await?, State::Stopped);
+    if trio.has_guests() {
+        forgets(&first, &two).await;
+        reaches(&first, &trio.vm(3)?).await?;
+    }
+    let back = trio.cluster.add(&two).await?;
+    assert_eq!(back.ssh("cat synced").await?, "synced");
     trio.is_whole().await
 }
 
