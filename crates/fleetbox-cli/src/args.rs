@@ -53,7 +53,7 @@ pub(crate) enum Command {
     Port(Port),
     /// Break the network of running VMs, and mend it
     Net(net::Net),
-    /// Break running VMs on purpose: power, reset, pause, memory, clock
+    /// Break running VMs on purpose: power, reset, pause, memory, disk, clock
     Fault(fault::Fault),
     /// Delete VMs, disks and all
     #[command(visible_aliases = ["remove", "destroy", "delete"])]
@@ -146,6 +146,9 @@ pub(crate) struct Up {
     /// Let KVM work inside the guest
     #[arg(long)]
     pub nested: bool,
+    /// Lose at a power cut what the guest did not flush, and nothing else
+    #[arg(long)]
+    pub durable: bool,
     /// Backend to run it with
     #[arg(long)]
     pub backend: Option<Backend>,

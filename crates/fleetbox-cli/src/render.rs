@@ -20,6 +20,7 @@ pub(crate) struct VmRow {
     memory_mib: u32,
     disk_gib: u32,
     nested_virt: bool,
+    durable: bool,
     created_at: String,
 }
 
@@ -35,6 +36,7 @@ impl From<&VmInfo> for VmRow {
             memory_mib: vm.memory_mib,
             disk_gib: vm.disk_gib,
             nested_virt: vm.nested_virt,
+            durable: vm.durable,
             created_at: vm.created_at.clone(),
         }
     }

@@ -79,6 +79,19 @@ impl VmBuilder {
         self.given(|spec| spec.nested_virt = nested_virt)
     }
 
+    /// Whether the disk keeps its word as a real one does; default no. What the guest flushed (`sync`,
+    /// `fsync`) is then on the host's disk, safe from a crash of the host, and what it did not flush
+    /// is lost at a [power cut](Vm::power_cut), with the disk as it was at the last flush. Without it
+    /// a guest's flush keeps the disk whole when the VM is cut off, and what was written after it
+    /// usually stays, which hides a program's missing `fsync`. It costs writes their speed.
+    ///
+    /// Where the backend cannot lose writes ([`Capabilities::disk_loss`](crate::Capabilities)), only
+    /// the first half holds. With [`VmBuilder::ephemeral`], whose disk no power cut leaves, it is
+    /// refused with [`ErrorKind::InvalidSpec`](crate::ErrorKind::InvalidSpec).
+    pub fn durable(self, durable: bool) -> Self {
+        self.given(|spec| spec.durable = durable)
+    }
+
     /// The backend; `FLEETBOX_BACKEND` comes first, and without either QEMU is used.
     pub fn backend(mut self, backend: Backend) -> Self {
         self.backend = Some(backend);

@@ -51,7 +51,7 @@ pub(crate) async fn start(request: StartRequest) -> Result<Launched> {
 
 async fn run(request: StartRequest) -> Result<Launched> {
     let mut timings = Timings::start();
-    request.spec.check()?;
+    request.check()?;
     ready::limit(request.timeout, Accel::Tcg)?;
     let paths = Paths::from_env()?;
     let cluster = place::cluster_for(&paths, &request.name, request.cluster.as_ref())?;
@@ -249,11 +249,15 @@ async fn start_lock<'a>(cluster: &'a ClusterPaths, request: &StartRequest) -> Re
 fn ignore_options(request: &StartRequest, record: &VmRecord) {
     if request.spec_given && request.spec != record.spec {
         request.progress.note(format!(
-            "{} exists: it keeps its image {}, {} cpus, {} MiB, {} GiB, KVM inside {}; remove it to change them",
+            "{} exists: it keeps its image {}, {} cpus, {} MiB, {} GiB, KVM inside {}, durable {}; remove it to change them",
             record.name, record.spec.image, record.spec.cpus, record.spec.memory_mib,
-            record.spec.disk_gib, if record.spec.nested_virt { "on" } else { "off" }
+            record.spec.disk_gib, on_or_off(record.spec.nested_virt), on_or_off(record.spec.durable)
         ));
     }
+}
+
+fn on_or_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
 }
 
 /// An image and what boots it.

@@ -72,7 +72,7 @@ pub use ssh::{
     Terminal,
 };
 pub use timings::Timings;
-pub use vm::{State, Vm, VmInfo, pass_connection};
+pub use vm::{Disk, DiskImpairment, State, Vm, VmInfo, pass_connection};
 
 /// Compiles the README's examples.
 #[cfg(doctest)]

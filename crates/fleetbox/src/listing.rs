@@ -137,6 +137,7 @@ pub(crate) fn info(record: &VmRecord, status: Option<&HolderStatus>) -> VmInfo {
         memory_mib: record.spec.memory_mib,
         disk_gib: record.spec.disk_gib,
         nested_virt: record.spec.nested_virt,
+        durable: record.spec.durable,
         user: record.user.clone(),
         created_at: record.created_at.clone(),
         holder_pid,

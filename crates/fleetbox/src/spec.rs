@@ -174,6 +174,8 @@ pub(crate) struct VmSpec {
     pub disk_gib: u32,
     #[serde(default)]
     pub nested_virt: bool,
+    #[serde(default)]
+    pub durable: bool,
 }
 
 impl Default for VmSpec {
@@ -185,6 +187,7 @@ impl Default for VmSpec {
             memory_mib: DEFAULT_MEMORY_MIB,
             disk_gib: DEFAULT_DISK_GIB,
             nested_virt: false,
+            durable: false,
         }
     }
 }

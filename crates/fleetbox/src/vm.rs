@@ -1,6 +1,8 @@
-//! Owns [`Vm`]: what a user holds; `power` has its buttons, `network` more ways to its ports. Every
+//! Owns [`Vm`]: what a user holds; `power` has its buttons, `disk` makes its
+//! disk bad, `network` has more ways to its ports. Every
 //! call hands on to the part that does the work; nothing here knows how.
 
+mod disk;
 mod held;
 mod network;
 mod power;
@@ -28,6 +30,7 @@ use crate::store::place::{self, Placed};
 use crate::store::record::VmRecord;
 use crate::timings::Timings;
 
+pub use self::disk::{Disk, DiskImpairment};
 use self::held::Held;
 pub(crate) use self::power::STOP_GRACE;
 
@@ -122,6 +125,9 @@ pub struct VmInfo {
     pub disk_gib: u32,
     /// Whether KVM is to work inside it.
     pub nested_virt: bool,
+    /// Whether a power cut loses what the guest did not flush, as
+    /// [`VmBuilder::durable`](crate::VmBuilder::durable) says.
+    pub durable: bool,
     /// The user commands run as.
     pub user: String,
     /// When it was created, RFC 3339 in UTC.

@@ -29,6 +29,8 @@ pub(crate) enum FaultCommand {
         #[arg(long, value_name = "MIB")]
         take_mib: u32,
     },
+    /// Make the disk slow or failing, or fill it: `fault disk web --iops 20 --write-errors`
+    Disk(Disk),
     /// Let the guest's wall clock jump: `fault clock web --by=-1h`
     Clock {
         #[command(flatten)]
@@ -37,6 +39,32 @@ pub(crate) enum FaultCommand {
         #[arg(long, value_name = "TIME", value_parser = jump, allow_hyphen_values = true)]
         by: i64,
     },
+}
+
+#[derive(Debug, ClapArgs)]
+#[group(id = "done", required = true, multiple = true)]
+#[command(mut_group("done", |g| g.args(["iops", "kib_per_s", "read_errors", "write_errors", "leave_mib", "heal"])))]
+pub(crate) struct Disk {
+    #[command(flatten)]
+    pub machines: Machines,
+    /// Requests it takes in a second, at most
+    #[arg(long, value_name = "NUMBER")]
+    pub iops: Option<u64>,
+    /// KiB it reads and writes in a second, at most
+    #[arg(long, value_name = "KIB")]
+    pub kib_per_s: Option<u64>,
+    /// Let every read fail
+    #[arg(long)]
+    pub read_errors: bool,
+    /// Let every write fail
+    #[arg(long)]
+    pub write_errors: bool,
+    /// Fill the root file system until so much is left; 0 leaves none
+    #[arg(long, value_name = "MIB")]
+    pub leave_mib: Option<u32>,
+    /// Make it good again
+    #[arg(long, conflicts_with_all = ["iops", "kib_per_s", "read_errors", "write_errors", "leave_mib"])]
+    pub heal: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -172,6 +172,8 @@ struct Row {
     #[serde(skip_serializing_if = "Option::is_none")]
     link: Option<LinkRow>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    disk: Option<DiskRow>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     policy: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     destinations: Option<Vec<String>>,
@@ -190,6 +192,14 @@ struct LinkRow {
     seed: u64,
 }
 
+#[derive(Debug, Serialize)]
+struct DiskRow {
+    iops: Option<u64>,
+    kib_per_s: Option<u64>,
+    read_errors: bool,
+    write_errors: bool,
+}
+
 impl Row {
     fn new(cluster: &str, info: FaultInfo) -> Self {
         let row = Self {
@@ -204,6 +214,15 @@ impl Row {
         match info.what {
             FaultKind::Cut { from, to, .. } => Self { from: Some(from), to: Some(to), ..row },
             FaultKind::Partition { groups, .. } => Self { groups: Some(groups), ..row },
+            FaultKind::Disk { vm, disk, .. } => {
+                let disk = DiskRow {
+                    iops: disk.iops,
+                    kib_per_s: disk.kib_per_s,
+                    read_errors: disk.read_errors,
+                    write_errors: disk.write_errors,
+                };
+                Self { vm: Some(vm), disk: Some(disk), ..row }
+            }
             FaultKind::Isolate { vm, .. } => Self { vm: Some(vm), ..row },
             FaultKind::Link { vm, peer, impairment, seed, .. } => {
                 let link = LinkRow {

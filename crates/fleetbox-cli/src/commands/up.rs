@@ -100,6 +100,9 @@ fn options(args: &Up, vm: VmBuilder) -> VmBuilder {
     if args.nested {
         builder = builder.nested_virt(true);
     }
+    if args.durable {
+        builder = builder.durable(true);
+    }
     if let Some(backend) = args.backend {
         builder = builder.backend(backend);
     }

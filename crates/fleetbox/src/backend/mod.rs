@@ -21,6 +21,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::control::message::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Arch, Name};
 
@@ -55,6 +56,7 @@ pub enum Backend {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
+#[expect(clippy::struct_excessive_bools, reason = "each is a thing by itself")]
 pub struct Capabilities {
     /// [`Vm::pause`](crate::Vm::pause) and [`Vm::resume`](crate::Vm::resume).
     pub pause: bool,
@@ -62,6 +64,13 @@ pub struct Capabilities {
     pub balloon: bool,
     /// [`Vm::clock_jump`](crate::Vm::clock_jump): guests have a clock of their own.
     pub clock: bool,
+    /// [`Vm::fill_disk`](crate::Vm::fill_disk): guests have a disk of their own.
+    pub disk_fill: bool,
+    /// [`Vm::disk`](crate::Vm::disk): a disk can be slow, or fail.
+    pub disk_faults: bool,
+    /// A power cut of a [durable](crate::VmBuilder::durable) VM loses what was not flushed. Without
+    /// it no more is lost than the guest itself had not written.
+    pub disk_loss: bool,
 }
 
 impl Backend {
@@ -69,10 +78,26 @@ impl Backend {
     #[must_use]
     pub const fn capabilities(self) -> Capabilities {
         match self {
-            Backend::CloudHypervisor | Backend::Qemu => {
-                Capabilities { pause: true, balloon: true, clock: true }
-            }
-            Backend::Fake => Capabilities { pause: true, balloon: false, clock: false },
+            Backend::CloudHypervisor => Capabilities {
+                pause: true,
+                balloon: true,
+                clock: true,
+                disk_fill: true,
+                disk_faults: false,
+                disk_loss: false,
+            },
+            Backend::Qemu => Capabilities {
+                disk_faults: true,
+                disk_loss: true,
+                ..Backend::CloudHypervisor.capabilities()
+            },
+            Backend::Fake => Capabilities {
+                balloon: false,
+                clock: false,
+                disk_fill: false,
+                disk_faults: true,
+                ..Backend::CloudHypervisor.capabilities()
+            },
         }
     }
 
@@ -165,6 +190,12 @@ pub(crate) struct BootPlan {
     /// KVM is to work in the guest.
     #[serde(default)]
     pub nested_virt: bool,
+    /// A power cut loses what the guest did not flush, and nothing else.
+    #[serde(default)]
+    pub durable: bool,
+    /// What the guest sees of the disk; 0 from those who do not say.
+    #[serde(default)]
+    pub disk_bytes: u64,
 }
 
 #[cfg(test)]
@@ -193,6 +224,8 @@ impl BootPlan {
             vmm_log: "/vmm.log".into(),
             ephemeral: false,
             nested_virt: false,
+            durable: false,
+            disk_bytes: 20 << 30,
         }
     }
 }
@@ -216,6 +249,8 @@ pub(crate) trait Machine: Send + Sync {
     /// Asks the guest to do without that much of its memory, if its backend is
     /// [able](Capabilities) to; 0 gives all of it back. The guest does it in its own time.
     fn set_balloon(&self, mib: u32) -> Asked<'_, ()>;
+    /// Makes the disk bad, or good again, if its backend is [able](Capabilities) to.
+    fn set_disk(&self, disk: Disk) -> Asked<'_, ()>;
     /// Ends the monitor at once, as a power cut would.
     fn kill(&self) -> Asked<'_, ()>;
     /// Tells when and why it ended.

@@ -148,6 +148,11 @@ impl ClusterBuilder {
         self.every(|vm| vm.detached(detached))
     }
 
+    /// Whether the members' disks keep their word as real ones do, as [`VmBuilder::durable`].
+    pub fn durable(self, durable: bool) -> Self {
+        self.every(|vm| vm.durable(durable))
+    }
+
     /// Whether the members' disks go with the machines, as [`VmBuilder::ephemeral`].
     pub fn ephemeral(self, ephemeral: bool) -> Self {
         self.every(|vm| vm.ephemeral(ephemeral))

@@ -9,6 +9,7 @@ use super::link::Impairment;
 use crate::control::client::{Client, FaultHold};
 use crate::control::message::{ActiveFault, Fault};
 use crate::error::{ErrorKind, Result};
+use crate::vm::DiskImpairment;
 
 /// Something that is broken in a cluster's network, from when it is returned until it is healed: by
 /// [`NetworkFault::heal`], by dropping this, or by the end of the process, be it by `kill -9`. Only
@@ -32,7 +33,7 @@ pub struct NetworkFault {
 }
 
 impl NetworkFault {
-    pub(super) async fn cause(client: Client, fault: Fault) -> Result<Self> {
+    pub(crate) async fn cause(client: Client, fault: Fault) -> Result<Self> {
         let hold = client.fault(fault).await?;
         Ok(Self { client, hold })
     }
@@ -130,6 +131,14 @@ pub enum FaultKind {
         /// What its dice were seeded with.
         seed: u64,
     },
+    /// [`Vm::disk`](crate::Vm::disk).
+    #[non_exhaustive]
+    Disk {
+        /// The member.
+        vm: String,
+        /// What its disk does.
+        disk: DiskImpairment,
+    },
     /// [`Cluster::egress`](crate::Cluster::egress).
     #[non_exhaustive]
     Egress {
@@ -162,6 +171,7 @@ impl From<Fault> for FaultKind {
                 impairment: link.into(),
                 seed: seed.unwrap_or_default(),
             },
+            Fault::Disk { vm, disk } => Self::Disk { vm: vm.to_string(), disk: disk.into() },
             Fault::Egress { vm, policy } => {
                 Self::Egress { vm: vm.map(|vm| vm.to_string()), policy: policy.into() }
             }
@@ -170,7 +180,7 @@ impl From<Fault> for FaultKind {
 }
 
 impl FaultKind {
-    /// One word for its kind: `cut`, `partition`, `isolate`, `link` or `egress`.
+    /// One word for its kind: `cut`, `partition`, `isolate`, `link`, `egress` or `disk`.
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {
@@ -179,6 +189,7 @@ impl FaultKind {
             Self::Isolate { .. } => "isolate",
             Self::Link { .. } => "link",
             Self::Egress { .. } => "egress",
+            Self::Disk { .. } => "disk",
         }
     }
 }
@@ -199,6 +210,7 @@ impl fmt::Display for FaultKind {
                 }
                 write!(f, " {impairment} --seed {seed}")
             }
+            Self::Disk { vm, disk } => write!(f, "disk {vm} {disk}"),
             Self::Egress { vm, policy } => {
                 write!(f, "egress ")?;
                 if let Some(vm) = vm {

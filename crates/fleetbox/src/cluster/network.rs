@@ -10,7 +10,7 @@ use super::fault::{FaultInfo, NetworkFault};
 use super::link::Link;
 use crate::capture::Capture;
 use crate::control::client::Client;
-use crate::control::message::Fault;
+use crate::control::message::{Broken, Fault};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Name;
 use crate::store::paths::Paths;
@@ -150,13 +150,13 @@ impl Cluster {
         self.cause(Fault::Egress { vm, policy: policy.into() }).await
     }
 
-    /// Heals every fault of the network, whoever caused it, kept or not. Does nothing if there is
-    /// none.
+    /// Heals every fault of the network, whoever caused it, kept or not; those of disks are
+    /// [`Vm::heal_disk`](crate::Vm::heal_disk)'s. Does nothing if there is none.
     ///
     /// # Errors
     /// If the holder cannot be asked, or cannot mend what it broke.
     pub async fn heal(&self) -> Result<()> {
-        match self.client()?.heal().await {
+        match self.client()?.heal(Some(Broken::Network)).await {
             Err(e) if e.kind() == ErrorKind::NotRunning => Ok(()),
             healed => healed,
         }

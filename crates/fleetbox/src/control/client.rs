@@ -11,7 +11,9 @@ use tokio::net::UnixStream;
 
 use super::PROTOCOL;
 use super::frame::Frames;
-use super::message::{ActiveFault, Booted, Envelope, Event, Fault, HolderStatus, Reply, Request};
+use super::message::{
+    ActiveFault, Booted, Broken, Envelope, Event, Fault, HolderStatus, Reply, Request,
+};
 use crate::backend::BootPlan;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Name;
@@ -167,7 +169,7 @@ impl Client {
         Ok(Hold { frames })
     }
 
-    /// Breaks the network until what is returned is dropped, unless [`Client::keep_fault`] is asked.
+    /// Breaks the network or a disk until what is returned is dropped, unless [`Client::keep_fault`] is asked.
     pub(crate) async fn fault(&self, fault: Fault) -> Result<FaultHold> {
         let mut frames = self.dial().await?;
         let request = Request::Fault { fault };
@@ -185,8 +187,8 @@ impl Client {
         self.done(Request::HealFault { id }, REPLY_WAIT).await
     }
 
-    pub(crate) async fn heal(&self) -> Result<()> {
-        self.done(Request::Heal, REPLY_WAIT).await
+    pub(crate) async fn heal(&self, only: Option<Broken>) -> Result<()> {
+        self.done(Request::Heal { only }, REPLY_WAIT).await
     }
 
     pub(crate) async fn faults(&self) -> Result<Vec<ActiveFault>> {

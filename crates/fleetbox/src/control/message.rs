@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::fault::{ActiveFault, Fault, Link, Policy};
+pub(crate) use self::fault::{ActiveFault, Broken, Disk, Fault, Link, Policy};
 use crate::backend::BootPlan;
 use crate::error::{Error, ErrorKind};
 use crate::spec::Name;
@@ -82,7 +82,7 @@ pub(crate) enum Request {
         port: u16,
         listen: SocketAddr,
     },
-    /// Breaks the network. It is mended when the connection this came on ends, unless kept.
+    /// Breaks the network or a disk. It is mended when the connection this came on ends, unless kept.
     Fault {
         fault: Fault,
     },
@@ -94,8 +94,12 @@ pub(crate) enum Request {
     HealFault {
         id: u64,
     },
-    /// Mends all that network faults broke.
-    Heal,
+    /// Mends all that faults broke.
+    Heal {
+        /// Only what is like this.
+        #[serde(default)]
+        only: Option<Broken>,
+    },
     /// Asks which faults there are.
     Faults,
     /// Copies what passes the member's tap, or the bridge, to the file whose fd comes with this
@@ -255,6 +259,9 @@ mod tests {
             r#"{"protocol":1,"op":"fault","fault":{"what":"link","vm":"a","link":{"loss":0.1}}}"#,
             r#"{"protocol":1,"op":"fault","fault":{"what":"egress","policy":{"only":["a.b:1"]}}}"#,
             r#"{"protocol":1,"op":"fault","fault":{"what":"egress","vm":"a","policy":"deny"}}"#,
+            r#"{"protocol":1,"op":"fault","fault":{"what":"disk","vm":"a","disk":{"iops":9}}}"#,
+            r#"{"protocol":1,"op":"heal","only":{"disk":{"vm":"a"}}}"#,
+            r#"{"protocol":1,"op":"heal","only":"network"}"#,
             r#"{"protocol":1,"op":"keep_fault","id":1}"#,
             r#"{"protocol":1,"op":"heal_fault","id":1}"#,
             r#"{"protocol":1,"op":"heal"}"#,

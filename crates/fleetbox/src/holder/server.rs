@@ -208,8 +208,8 @@ async fn answer(
             state.heal_fault(id).await?;
             Reply::Done
         }
-        Request::Heal => {
-            state.heal().await?;
+        Request::Heal { only } => {
+            state.heal(only.as_ref()).await?;
             Reply::Done
         }
         Request::Faults => Reply::Faults(state.active_faults().await),
@@ -249,7 +249,7 @@ async fn hold_connection(mut frames: Frames, state: Arc<State>, holding: super::
     drop(holding);
 }
 
-/// Breaks the network until the peer closes the connection.
+/// Breaks the network or a disk until the peer closes the connection.
 async fn fault_connection(mut frames: Frames, state: &Arc<State>, fault: Fault) {
     let (id, seed) = match state.fault(fault).await {
         Ok(caused) => caused,

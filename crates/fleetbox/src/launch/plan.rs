@@ -79,6 +79,8 @@ impl Start {
             vmm_log: member.vmm_log(),
             ephemeral: record.ephemeral,
             nested_virt: record.spec.nested_virt,
+            durable: record.spec.durable,
+            disk_bytes: u64::from(record.spec.disk_gib) << 30,
         })
     }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::backend::Backend;
+use crate::error::{Error, ErrorKind, Result};
 use crate::progress::ProgressSink;
 use crate::spec::{Name, VmSpec};
 
@@ -29,6 +30,21 @@ pub(crate) struct StartRequest {
     /// Where several starts of one caller into one cluster queue, so that none takes a sibling for
     /// another process.
     pub queue: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl StartRequest {
+    /// Refuses what cannot be, before any work.
+    pub(super) fn check(&self) -> Result<()> {
+        self.spec.check()?;
+        if self.spec.durable && self.ephemeral {
+            return Err(Error::new(
+                ErrorKind::InvalidSpec,
+                "make a disk durable that goes with the machine",
+            )
+            .hint("ask for a durable VM or an ephemeral one"));
+        }
+        Ok(())
+    }
 }
 
 /// What a start did so far, for whoever has to undo it, also when it was dropped.

@@ -46,7 +46,8 @@ impl Vm {
     }
 
     /// Cuts the power: ends the VM at once, as if its plug were pulled. What the guest had synced is
-    /// on the disk, what it had not may be lost or half written; the next start boots this disk. An
+    /// on the disk, what it had not may be lost or half written, and is lost for certain if the VM is
+    /// [durable](crate::VmBuilder::durable); the next start boots this disk. An
     /// [ephemeral](crate::VmBuilder::ephemeral) VM's disk does not survive it. Does nothing if the
     /// VM is stopped.
     ///
@@ -254,16 +255,24 @@ impl Vm {
     }
 
     /// Refuses what the VM's backend cannot do.
-    fn able(&self, what: &str, asked: impl FnOnce(Capabilities) -> bool) -> Result<()> {
-        // Records of old name no other than QEMU.
-        let backend = self.inner.record.backend.unwrap_or(Backend::Qemu);
-        if asked(backend.capabilities()) {
+    pub(super) fn able(&self, what: &str, asked: impl FnOnce(Capabilities) -> bool) -> Result<()> {
+        if self.is_able(asked) {
             return Ok(());
         }
+        let backend = self.backend();
         Err(self.mine(
             Error::new(ErrorKind::Unsupported, format!("{what}: the backend {backend} cannot"))
                 .hint("use a VM of another backend; `Backend::capabilities` tells what each can"),
         ))
+    }
+
+    pub(super) fn is_able(&self, asked: impl FnOnce(Capabilities) -> bool) -> bool {
+        asked(self.backend().capabilities())
+    }
+
+    /// Records of old name no other than QEMU.
+    fn backend(&self) -> Backend {
+        self.inner.record.backend.unwrap_or(Backend::Qemu)
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use self::api::Api;
 use super::monitor::{self, GuestShutdown, Monitor};
 use super::{Asked, BootPlan, Ended, Machine};
+use crate::control::message::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Network;
 
@@ -127,6 +128,12 @@ impl Machine for CloudHypervisor {
     fn set_balloon(&self, mib: u32) -> Asked<'_, ()> {
         let balloon_bytes = u64::from(mib) << 20;
         Box::pin(self.ask("vm.resize", Some(json!({ "desired_balloon": balloon_bytes }))))
+    }
+
+    fn set_disk(&self, _disk: Disk) -> Asked<'_, ()> {
+        Box::pin(async {
+            Err(Error::new(ErrorKind::Unsupported, "make the disk bad: cloud-hypervisor cannot"))
+        })
     }
 
     fn kill(&self) -> Asked<'_, ()> {

@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use self::gate::{Gated, Paused};
 use self::guest::FakeGuest;
 use super::{Asked, BootPlan, Ended, Machine};
+use crate::control::message::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Network;
 
@@ -232,6 +233,11 @@ impl Machine for FakeMachine {
     /// Never asked: its backend has no balloon.
     fn set_balloon(&self, _mib: u32) -> Asked<'_, ()> {
         Box::pin(async { Err(Error::new(ErrorKind::Unsupported, "balloon: there is no machine")) })
+    }
+
+    /// There is no disk that could be bad: what is tested is who asks for it, and how long.
+    fn set_disk(&self, _disk: Disk) -> Asked<'_, ()> {
+        Box::pin(async { Ok(()) })
     }
 
     fn kill(&self) -> Asked<'_, ()> {

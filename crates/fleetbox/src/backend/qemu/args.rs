@@ -10,6 +10,12 @@ use crate::spec::Arch;
 pub(super) const TAP_FD: RawFd = 10;
 pub(super) const QMP_FD: RawFd = 11;
 
+/// Where it finds the server of a disk with a volatile cache.
+pub(super) const DISK_FD: RawFd = 12;
+/// The disk's device and the node it stands on while nothing is wrong with it.
+pub(super) const DISK_DEVICE: &str = "vda";
+pub(super) const DISK_NODE: &str = "disk0";
+
 /// Translated code kept, in MiB. Without a bound QEMU takes a gigabyte; a booted Debian needs less
 /// than this.
 const TRANSLATION_CACHE_MIB: u32 = 512;
@@ -94,22 +100,22 @@ fn boot(args: &mut Args, boot: &Boot) {
 }
 
 fn disks(args: &mut Args, plan: &BootPlan) {
-    // `unsafe` ignores flushes, also those that keep qcow2's own tables whole: only for disks that
-    // nobody sees after a crash.
-    let cache = if plan.ephemeral { "unsafe" } else { "writeback" };
-    args.add(
-        "-drive",
-        format!(
-            "if=none,id=disk0,file={},format=qcow2,cache={cache},discard=unmap",
-            option(&path(&plan.disk))
-        ),
-    );
+    // Ignores flushes, also those that keep qcow2's own tables whole: only for disks that nobody sees
+    // after a crash.
+    let cache = if plan.ephemeral { ",cache.no-flush=on" } else { "" };
+    let file = if plan.durable {
+        format!("driver=nbd,server.type=fd,server.str={DISK_FD}")
+    } else {
+        format!("driver=file,filename={}{cache}", option(&path(&plan.disk)))
+    };
+    args.add("-blockdev", format!("{file},node-name=file0,discard=unmap"));
+    let disk = format!("driver=qcow2,node-name={DISK_NODE},file=file0,discard=unmap{cache}");
+    args.add("-blockdev", disk);
     // A firmware looks nowhere else. 0 is the kernel that QEMU itself loads.
-    args.add("-device", "virtio-blk-pci,drive=disk0,bootindex=1");
-    args.add(
-        "-drive",
-        format!("if=none,id=seed0,file={},format=raw,readonly=on", option(&path(&plan.seed))),
-    );
+    let device = format!("virtio-blk-pci,id={DISK_DEVICE},drive={DISK_NODE},bootindex=1");
+    args.add("-device", device);
+    let seed = option(&path(&plan.seed));
+    args.add("-blockdev", format!("driver=file,node-name=seed0,filename={seed},read-only=on"));
     args.add("-device", "virtio-blk-pci,drive=seed0");
 }
 
@@ -173,13 +179,21 @@ mod tests {
 
     #[test]
     fn only_throw_away_disks_ignore_flushes() {
-        assert!(line(&plan()).contains("cache=writeback"));
-        assert!(line(&BootPlan { ephemeral: true, ..plan() }).contains("cache=unsafe"));
+        assert!(!line(&plan()).contains("no-flush"));
+        let ephemeral = line(&BootPlan { ephemeral: true, ..plan() });
+        assert_eq!(ephemeral.matches("cache.no-flush=on").count(), 2, "{ephemeral}");
+    }
+
+    #[test]
+    fn a_durable_disk_is_served() {
+        let line = line(&BootPlan { durable: true, ..plan() });
+        assert!(line.contains("driver=nbd,server.type=fd,server.str=12,node-name=file0"), "{line}");
+        assert!(!line.contains("disk.qcow2"));
     }
 
     #[test]
     fn commas_in_paths_stay_in_the_path() {
-        assert!(line(&plan()).contains("file=/a,,b/disk.qcow2,format=qcow2"));
+        assert!(line(&plan()).contains("driver=file,filename=/a,,b/disk.qcow2,node-name=file0"));
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //! has QEMU 7.2, the oldest supported.
 
 mod args;
+mod disk;
 mod qmp;
+mod volatile;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,6 +16,7 @@ use serde_json::{Value, json};
 use self::qmp::Qmp;
 use super::monitor::{self, Monitor};
 use super::{Asked, BootPlan, Ended, Machine};
+use crate::control::message::Disk;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long QEMU may take until it greets: under emulation on a busy host it has much to map.
@@ -23,12 +26,18 @@ pub(crate) struct QemuMachine {
     qmp: Qmp,
     monitor: Monitor,
     memory_mib: u32,
+    disk: tokio::sync::Mutex<disk::Filters>,
 }
 
 /// Starts QEMU and waits for its greeting.
 pub(crate) async fn boot(plan: &BootPlan, tap: OwnedFd) -> Result<QemuMachine> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| monitor::failed(plan, "prepare", e))?;
-    let fds = vec![(tap, args::TAP_FD), (theirs.into(), args::QMP_FD)];
+    let mut fds = vec![(tap, args::TAP_FD), (theirs.into(), args::QMP_FD)];
+    if plan.durable {
+        let served = volatile::serve(&plan.disk, plan.disk_bytes).await;
+        let served = served.map_err(|e| monitor::failed(plan, "prepare the disk of", e))?;
+        fds.push((served.into(), args::DISK_FD));
+    }
     let (monitor, shutdown) = Monitor::spawn(plan, &args::arguments(plan), fds)
         .map_err(|e| monitor::failed(plan, "run", e))?;
     let greeted = tokio::select! {
@@ -39,7 +48,10 @@ pub(crate) async fn boot(plan: &BootPlan, tap: OwnedFd) -> Result<QemuMachine> {
         () = monitor.wait() => Err(io::Error::other("it ended at once")),
     };
     match greeted {
-        Ok(qmp) => Ok(QemuMachine { qmp, monitor, memory_mib: plan.memory_mib }),
+        Ok(qmp) => {
+            let disk = tokio::sync::Mutex::default();
+            Ok(QemuMachine { qmp, monitor, memory_mib: plan.memory_mib, disk })
+        }
         Err(e) => {
             monitor.kill().await;
             Err(monitor::failed(plan, "start", e))
@@ -77,6 +89,10 @@ impl Machine for QemuMachine {
         // QEMU is told what shall be left.
         let left_bytes = u64::from(self.memory_mib.saturating_sub(mib)) << 20;
         Box::pin(self.ask("balloon", json!({ "value": left_bytes })))
+    }
+
+    fn set_disk(&self, disk: Disk) -> Asked<'_, ()> {
+        Box::pin(async move { self.disk.lock().await.set(self, disk).await })
     }
 
     fn kill(&self) -> Asked<'_, ()> {

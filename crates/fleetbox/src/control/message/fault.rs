@@ -1,4 +1,4 @@
-//! Owns the wire types of network faults. Frozen as all of the wire is. No behaviour here.
+//! Owns the wire types of faults in networks and disks. Frozen as all of the wire is. No behaviour here.
 
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,19 @@ pub(crate) enum Fault {
         vm: Option<Name>,
         policy: Policy,
     },
+    /// The member's disk is slow or fails.
+    Disk { vm: Name, disk: Disk },
+}
+
+/// What a disk does to requests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Disk {
+    /// Requests it takes in a second, at most.
+    pub iops: Option<u64>,
+    pub bytes_per_s: Option<u64>,
+    pub read_errors: bool,
+    pub write_errors: bool,
 }
 
 /// What a link does to frames, each way.
@@ -52,6 +65,27 @@ pub(crate) enum Policy {
     Deny,
     /// Names, addresses and networks as their users write them.
     Only(Vec<String>),
+}
+
+/// Some of the faults.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Broken {
+    /// The network's.
+    Network,
+    /// Those of a member's disk.
+    Disk { vm: Name },
+}
+
+impl Broken {
+    pub(crate) fn has(&self, fault: &Fault) -> bool {
+        match (self, fault) {
+            (Self::Network, Fault::Disk { .. }) => false,
+            (Self::Network, _) => true,
+            (Self::Disk { vm }, Fault::Disk { vm: at, .. }) => vm == at,
+            (Self::Disk { .. }, _) => false,
+        }
+    }
 }
 
 /// A fault that is there now.

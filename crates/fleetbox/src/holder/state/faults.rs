@@ -1,14 +1,16 @@
-//! Owns the network faults there are: who keeps each, what all of them together ask of the plane and
-//! the proxy. It must not touch frames.
+//! Owns the faults there are: who keeps each, what all of them together ask of the plane, the proxy and
+//! the members' disks. It must not touch frames or requests.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Member, Phase, State};
-use crate::control::message::{ActiveFault, Fault, Link, Policy};
+use crate::backend::Machine;
+use crate::control::message::{ActiveFault, Broken, Disk, Fault, Link, Policy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{
     Destination, Egress, Impairment, Mac, Network, Plane, RuleSet, Rules, StagePlan, Wanted,
@@ -20,6 +22,8 @@ pub(super) struct Faults {
     active: BTreeMap<u64, Active>,
     next: u64,
     plane: Plane,
+    /// What was last asked of each machine's disk.
+    disks: Vec<(Arc<dyn Machine>, Disk)>,
 }
 
 struct Active {
@@ -42,12 +46,12 @@ type Seats = BTreeMap<Name, Seat>;
 
 impl Faults {
     pub(super) fn new(network: Network) -> Self {
-        Self { active: BTreeMap::new(), next: 1, plane: Plane::new(network) }
+        Self { active: BTreeMap::new(), next: 1, plane: Plane::new(network), disks: Vec::new() }
     }
 }
 
 impl State {
-    /// Breaks the network. Returns the fault's number, and the seed of its dice.
+    /// Breaks the network or a disk. Returns the fault's number, and the seed of its dice.
     pub(in crate::holder) async fn fault(&self, mut fault: Fault) -> Result<(u64, Option<u64>)> {
         for vm in named(&fault) {
             self.machine(vm)?;
@@ -67,9 +71,9 @@ impl State {
         if let Err(e) = self.settle(&mut faults).await {
             faults.active.remove(&id);
             if let Err(e) = self.settle(&mut faults).await {
-                tracing::warn!("undo what fault {id} did: {e}");
+                tracing::warn!("undo what fault {id} did: {}", e.report());
             }
-            return Err(failed("break the network", e));
+            return Err(e);
         }
         Ok((id, drawn))
     }
@@ -88,8 +92,9 @@ impl State {
         self.undo(|other, _| other == id).await
     }
 
-    pub(in crate::holder) async fn heal(&self) -> Result<()> {
-        self.undo(|_, _| true).await
+    /// All, or those that are like this.
+    pub(in crate::holder) async fn heal(&self, only: Option<&Broken>) -> Result<()> {
+        self.undo(|_, active| only.is_none_or(|only| only.has(&active.fault))).await
     }
 
     /// Whoever caused it is gone.
@@ -107,7 +112,7 @@ impl State {
             return Ok(());
         }
         tracing::info!("healed {} faults", before - faults.active.len());
-        self.settle(&mut faults).await.map_err(|e| failed("mend the network", e))
+        self.settle(&mut faults).await
     }
 
     pub(in crate::holder) async fn active_faults(&self) -> Vec<ActiveFault> {
@@ -130,13 +135,13 @@ impl State {
     pub(super) async fn follow(&self) {
         let mut faults = self.faults.lock().await;
         if let Err(e) = self.settle(&mut faults).await {
-            tracing::warn!("keep the network's faults: {e}");
+            tracing::warn!("keep the faults: {}", e.report());
         }
     }
 
-    async fn settle(&self, faults: &mut Faults) -> io::Result<()> {
+    async fn settle(&self, faults: &mut Faults) -> Result<()> {
         let seats = self.seats();
-        let Faults { active, plane, .. } = faults;
+        let Faults { active, plane, disks, .. } = faults;
         let active = || active.iter().map(|(id, active)| (*id, &active.fault));
         let rules = rules(active(), &seats);
         self.rules.send_if_modified(|now| {
@@ -144,7 +149,49 @@ impl State {
             *now = rules;
             differs
         });
-        plane.bring_about(&wanted(active(), &seats)).await
+        let network = plane.bring_about(&wanted(active(), &seats)).await;
+        // Whatever one of them says, the other follows.
+        let disks = self.settle_disks(active().map(|(_, fault)| fault), disks).await;
+        network.map_err(|e| failed("bring the network's faults about", e)).and(disks)
+    }
+
+    /// Asks each machine that runs for what is wanted of its disk, unless it is so.
+    async fn settle_disks<'a>(
+        &self,
+        faults: impl Iterator<Item = &'a Fault>,
+        asked: &mut Vec<(Arc<dyn Machine>, Disk)>,
+    ) -> Result<()> {
+        let wanted = disks(faults);
+        let mut outcome = Ok(());
+        let mut now = Vec::new();
+        for (vm, machine) in self.running_machines() {
+            let wanted = wanted.get(&vm).copied().unwrap_or_default();
+            let known = asked.iter().find(|(known, _)| Arc::ptr_eq(known, &machine));
+            let known = known.map(|(_, disk)| *disk).unwrap_or_default();
+            let is = if wanted == known {
+                known
+            } else {
+                match machine.set_disk(wanted).await {
+                    Ok(()) => wanted,
+                    Err(e) => {
+                        outcome = outcome.and(Err(e.vm(vm.as_str())));
+                        known
+                    }
+                }
+            };
+            now.push((machine, is));
+        }
+        *asked = now;
+        outcome
+    }
+
+    fn running_machines(&self) -> Vec<(Name, Arc<dyn Machine>)> {
+        let inner = self.lock();
+        let running = |(vm, member): (&Name, &Member)| match &member.phase {
+            Phase::Running(machine) => Some((vm.clone(), machine.clone())),
+            Phase::Booting | Phase::Ended(_) => None,
+        };
+        inner.members.iter().filter_map(running).collect()
     }
 
     fn seats(&self) -> Seats {
@@ -182,7 +229,7 @@ fn named(fault: &Fault) -> Vec<&Name> {
     match fault {
         Fault::Cut { from, to } => vec![from, to],
         Fault::Partition { groups } => groups.iter().flatten().collect(),
-        Fault::Isolate { vm } => vec![vm],
+        Fault::Isolate { vm } | Fault::Disk { vm, .. } => vec![vm],
         Fault::Link { vm, peer, .. } => std::iter::once(vm).chain(peer).collect(),
         Fault::Egress { vm, .. } => vm.iter().collect(),
     }
@@ -227,10 +274,27 @@ fn wanted<'a>(faults: impl Iterator<Item = (u64, &'a Fault)>, seats: &Seats) -> 
                     wanted.links.entry(seat.tap).or_default().push(stage);
                 }
             }
-            Fault::Egress { .. } => {}
+            Fault::Egress { .. } | Fault::Disk { .. } => {}
         }
     }
     wanted
+}
+
+/// What all faults together do to disks. Of several limits the lowest counts.
+fn disks<'a>(faults: impl Iterator<Item = &'a Fault>) -> BTreeMap<Name, Disk> {
+    let mut disks: BTreeMap<Name, Disk> = BTreeMap::new();
+    let lowest = |one: Option<u64>, other: Option<u64>| one.into_iter().chain(other).min();
+    for fault in faults {
+        let Fault::Disk { vm, disk } = fault else { continue };
+        let all = disks.entry(vm.clone()).or_default();
+        *all = Disk {
+            iops: lowest(all.iops, disk.iops),
+            bytes_per_s: lowest(all.bytes_per_s, disk.bytes_per_s),
+            read_errors: all.read_errors || disk.read_errors,
+            write_errors: all.write_errors || disk.write_errors,
+        };
+    }
+    disks
 }
 
 /// What all faults together do to the way out. Of several policies for the same member the newest
@@ -251,7 +315,10 @@ fn rules<'a>(faults: impl Iterator<Item = (u64, &'a Fault)>, seats: &Seats) -> R
                     }
                 }
             }
-            Fault::Cut { .. } | Fault::Partition { .. } | Fault::Link { .. } => {}
+            Fault::Cut { .. }
+            | Fault::Partition { .. }
+            | Fault::Link { .. }
+            | Fault::Disk { .. } => {}
         }
     }
     rules
@@ -353,6 +420,20 @@ mod tests {
         assert_eq!(rules.others, Egress::Allow);
         assert_eq!(rules.members.len(), 1);
         assert!(rules.isolated.contains(&Ipv4Addr::new(10, 213, 77, 2)));
+    }
+
+    #[test]
+    fn of_several_faults_of_a_disk_the_worst_counts() {
+        let fault = |vm, disk| Fault::Disk { vm: name(vm), disk };
+        let faults = [
+            fault("a", Disk { iops: Some(10), write_errors: true, ..Disk::default() }),
+            fault("a", Disk { iops: Some(5), bytes_per_s: Some(9), ..Disk::default() }),
+            fault("b", Disk { iops: Some(20), ..Disk::default() }),
+        ];
+        let disks = disks(faults.iter());
+        let worst =
+            Disk { iops: Some(5), bytes_per_s: Some(9), write_errors: true, read_errors: false };
+        assert_eq!((disks[&name("a")], disks[&name("b")].iops), (worst, Some(20)));
     }
 
     #[test]
