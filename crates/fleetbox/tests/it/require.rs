@@ -15,11 +15,16 @@ pub(crate) fn missing(backend: Backend, why: &str) {
 
 /// Whether the image is here already: a test does not fetch it.
 pub(crate) async fn has_image() -> bool {
+    has(IMAGE).await
+}
+
+/// Whether that image is here already.
+pub(crate) async fn has(reference: &str) -> bool {
     fleetbox::images::list()
         .await
         .unwrap()
         .iter()
-        .any(|image| image.reference == IMAGE && image.state != fleetbox::ImageState::Available)
+        .any(|image| image.reference == reference && image.state != fleetbox::ImageState::Available)
 }
 
 /// Whether real machines can be had here.

@@ -8,6 +8,9 @@ use super::args::{DISK_DEVICE, DISK_NODE};
 use crate::control::message::Disk;
 use crate::error::Result;
 
+/// Where devices with an id are.
+const DEVICE_PATH: &str = "/machine/peripheral/";
+
 /// What stands between the device and its disk now.
 #[derive(Default)]
 pub(super) struct Filters {
@@ -20,34 +23,43 @@ pub(super) struct Filters {
 impl Filters {
     /// Brings about exactly this.
     pub(super) async fn set(&mut self, machine: &QemuMachine, disk: Disk) -> Result<()> {
-        let path = format!("/machine/peripheral/{DISK_DEVICE}");
         // The device's own half has the backend (QEMU's qom-tree); 0 is no limit.
         let limits = json!({
-            "id": format!("{path}/virtio-backend"),
+            "id": format!("{DEVICE_PATH}{DISK_DEVICE}/virtio-backend"),
             "iops": disk.iops.unwrap_or(0), "iops_rd": 0, "iops_wr": 0,
             "bps": disk.bytes_per_s.unwrap_or(0), "bps_rd": 0, "bps_wr": 0,
         });
         machine.ask("block_set_io_throttle", limits).await?;
-        let node = if disk.read_errors || disk.write_errors {
-            self.made += 1;
-            let node = format!("failing{}", self.made);
-            machine.ask("blockdev-add", failing(&node, &disk)).await?;
-            Some(node)
-        } else {
-            None
-        };
-        let on = node.as_deref().unwrap_or(DISK_NODE);
-        let stand = json!({ "path": path, "property": "drive", "value": on });
-        let stands = machine.ask("qom-set", stand).await;
-        let unused = match &stands {
-            Ok(()) => std::mem::replace(&mut self.failing, node),
-            Err(_) => node,
-        };
-        if let Some(unused) = unused {
-            machine.ask("blockdev-del", json!({ "node-name": unused })).await?;
+        if !disk.read_errors && !disk.write_errors {
+            if let Some(failing) = self.failing.take() {
+                // Never onto the node it stands on: QEMU 7.2 does not survive that.
+                stand(machine, DISK_NODE).await?;
+                remove(machine, &failing).await?;
+            }
+            return Ok(());
         }
-        stands
+        self.made += 1;
+        let node = format!("failing{}", self.made);
+        machine.ask("blockdev-add", failing(&node, &disk)).await?;
+        if let Err(e) = stand(machine, &node).await {
+            remove(machine, &node).await?;
+            return Err(e);
+        }
+        match self.failing.replace(node) {
+            Some(before) => remove(machine, &before).await,
+            None => Ok(()),
+        }
     }
+}
+
+/// Puts the device onto a node.
+async fn stand(machine: &QemuMachine, node: &str) -> Result<()> {
+    let path = format!("{DEVICE_PATH}{DISK_DEVICE}");
+    machine.ask("qom-set", json!({ "path": path, "property": "drive", "value": node })).await
+}
+
+async fn remove(machine: &QemuMachine, node: &str) -> Result<()> {
+    machine.ask("blockdev-del", json!({ "node-name": node })).await
 }
 
 /// QEMU's blkdebug (docs/devel/blkdebug.rst): the event `none` is every request.

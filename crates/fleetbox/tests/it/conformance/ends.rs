@@ -191,3 +191,20 @@ fn parent(pid: u32) -> Option<u32> {
     let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"));
     stat.ok()?.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
 }
+
+/// Its file system has given up after that: it is not to be used any more.
+pub(super) async fn a_disk_that_fails_writes_says_so(bed: &mut Bed) -> Result<()> {
+    if !bed.backend.capabilities().disk_faults {
+        return Ok(());
+    }
+    let vm = bed.vm.take().expect("a machine");
+    vm.ssh("echo before > before && sync before").await?;
+    let failing = vm.disk().write_errors().apply().await?;
+    let error = vm.ssh("echo after > after && sync after").await.unwrap_err();
+    assert!(error.output().is_some(), "{}", error.report());
+    failing.heal().await?;
+    vm.power_cut().await?;
+    bed.start().await?;
+    assert_eq!(bed.vm().ssh("cat before").await?, "before");
+    Ok(())
+}

@@ -212,3 +212,80 @@ fn number(text: &str) -> u32 {
     let digits: String = text.chars().filter(char::is_ascii_digit).collect();
     digits.parse().unwrap_or_else(|e| panic!("no number in {text:?}: {e}"))
 }
+
+/// Reads that go past the guest's cache; how long they took, in seconds.
+async fn read_disk(vm: &Vm, kib: u32) -> Result<f64> {
+    let count = kib / 64;
+    let dd = format!("dd if=/dev/vda of=/dev/null bs=64k count={count} iflag=direct status=none");
+    let line = format!("s=$(date +%s%N); {dd} && echo $((($(date +%s%N) - s) / 1000))");
+    let output = vm.command("sh").args(["-c", &line]).sudo().run().await?;
+    let us: f64 = String::from_utf8_lossy(&output.stdout).trim().parse().expect("microseconds");
+    Ok(us / 1e6)
+}
+
+pub(super) async fn a_slow_disk_is_as_slow_as_asked(bed: &mut Bed) -> Result<()> {
+    let vm = bed.vm();
+    if !bed.backend.capabilities().disk_faults {
+        return Ok(());
+    }
+    let free = read_disk(vm, 1024).await?;
+    let slow = vm.disk().kib_per_s(256).apply().await?;
+    let slowed = read_disk(vm, 1024).await?;
+    // Others in the guest may use the disk, too; the first tenth of a second is free.
+    assert!(slowed > 3.0 && slowed > free, "{slowed} s, and {free} s without");
+    slow.heal().await?;
+    let healed = read_disk(vm, 1024).await?;
+    assert!(healed < slowed, "{healed} s, and {slowed} s before");
+    Ok(())
+}
+
+pub(super) async fn a_disk_that_fails_reads_says_so(bed: &mut Bed) -> Result<()> {
+    let vm = bed.vm();
+    if !bed.backend.capabilities().disk_faults {
+        return Ok(());
+    }
+    // What the command itself needs is in the guest's memory by then.
+    read_disk(vm, 64).await?;
+    let failing = vm.disk().read_errors().apply().await?;
+    let error = read_disk(vm, 64).await.unwrap_err();
+    failing.heal().await?;
+    assert!(error.output().is_some(), "{}", error.report());
+    read_disk(vm, 64).await.map(drop)
+}
+
+pub(super) async fn a_full_disk_has_no_space(bed: &mut Bed) -> Result<()> {
+    let vm = bed.vm();
+    vm.fill_disk(0).await?;
+    let refused = vm.ssh("head -c 1M /dev/zero > more").await.unwrap_err();
+    assert!(refused.report().contains("No space left"), "{}", refused.report());
+    vm.fill_disk(64).await?;
+    vm.ssh("head -c 1M /dev/zero > more && rm more").await?;
+    vm.heal_disk().await?;
+    vm.ssh("head -c 100M /dev/zero > more && rm more").await.map(drop)
+}
+
+pub(super) async fn a_bad_disk_is_refused_or_listed(bed: &mut Bed) -> Result<()> {
+    let vm = bed.vm();
+    let nothing = vm.disk().apply().await.unwrap_err();
+    assert_eq!(nothing.kind(), ErrorKind::InvalidSpec);
+    let can = bed.backend.capabilities();
+    if !can.disk_fill {
+        assert_eq!(vm.fill_disk(0).await.unwrap_err().kind(), ErrorKind::Unsupported);
+    }
+    let bad = vm.disk().iops(1000).apply().await;
+    if !can.disk_faults {
+        assert_eq!(bad.unwrap_err().kind(), ErrorKind::Unsupported);
+        return Ok(());
+    }
+    let cluster = fleetbox::Cluster::find(&vm.info().await?.cluster)?;
+    let bad = bad?;
+    // Another's way to mend networks leaves disks alone.
+    cluster.heal().await?;
+    let faults = cluster.faults().await?;
+    assert_eq!(faults.len(), 1);
+    assert_eq!(faults[0].what.to_string(), format!("disk {} --iops 1000", vm.name()));
+    bad.keep().await?;
+    vm.heal_disk().await?;
+    assert!(cluster.faults().await?.is_empty());
+    Ok(())
+}

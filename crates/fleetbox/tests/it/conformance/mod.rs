@@ -86,6 +86,10 @@ const SCENARIOS: &[Scenario] = scenarios! {
     machine::a_balloon_takes_memory_and_gives_it_back, Vm;
     machine::too_large_a_balloon_is_refused, Vm;
     machine::a_clock_jumps_both_ways, Vm;
+    machine::a_slow_disk_is_as_slow_as_asked, Guest;
+    machine::a_disk_that_fails_reads_says_so, Guest;
+    machine::a_full_disk_has_no_space, Guest;
+    machine::a_bad_disk_is_refused_or_listed, Vm;
     // They boot it anew.
     ends::a_reboot_is_a_new_boot_of_the_same_disk, Vm;
     ends::a_reset_is_a_new_boot_of_the_same_disk, Vm;
@@ -93,6 +97,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     ends::a_stop_is_polite_even_to_a_paused_one, Vm;
     ends::a_power_cut_keeps_what_was_synced, Vm;
     // They end it.
+    ends::a_disk_that_fails_writes_says_so, Guest;
     ends::a_killed_monitor_is_noticed_and_named, Vm;
     ends::a_stopped_one_refuses_calls_at_once, Vm;
     ends::a_destroyed_one_leaves_nothing, Vm;
