@@ -102,7 +102,7 @@ fn what_is_no_plan_is_refused() {
     refused(2, "plan node --over 0s", &["millisecond"]);
     refused(2, "plan node --over 8days", &["a week"]);
     refused(2, "plan node --over soon", &["no time"]);
-    refused(2, "plan node --seed -1", &["--seed"]);
+    refused(2, "plan node --seed=-1", &["--seed"]);
     refused(2, "plan node --kinds fire", &["possible values", "power-cut"]);
     refused(2, "plan node --mean-gap 1ms --over 1h", &["more than 10000 faults"]);
     refused(1, "plan nobody", &["nobody"]);

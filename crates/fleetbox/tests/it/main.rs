@@ -4,6 +4,8 @@
 
 mod attribute;
 #[cfg(feature = "unstable-fake")]
+mod captures;
+#[cfg(feature = "unstable-fake")]
 mod cluster;
 mod conformance;
 mod etcd;
