@@ -152,8 +152,8 @@ fn redirect(
         format!("{}{}{}", &value[..begin], path.display(), &value[end..])
     };
     Some(match value {
-        _ if value.contains("id=disk0,") => file("file=", disk),
-        _ if value.contains("id=seed0,") => file("file=", seed),
+        _ if value.contains("node-name=file0,") => file("filename=", disk),
+        _ if value.contains("node-name=seed0,") => file("filename=", seed),
         _ if value.contains("id=console0,") => file("path=", console),
         _ if value.starts_with("tap,") => network.to_owned(),
         _ if value.contains("qmp0") => return None,
@@ -231,8 +231,10 @@ mod tests {
         let redirected = |value| {
             redirect(value, Path::new("/d"), Path::new("/s"), Path::new("/c"), "user,id=net0")
         };
-        let disk = redirected("if=none,id=disk0,file=/x/disk.qcow2,format=qcow2,cache=unsafe");
-        assert_eq!(disk.unwrap(), "if=none,id=disk0,file=/d,format=qcow2,cache=unsafe");
+        let disk = redirected("driver=file,filename=/x/disk.qcow2,node-name=file0,discard=unmap");
+        assert_eq!(disk.unwrap(), "driver=file,filename=/d,node-name=file0,discard=unmap");
+        let above = "driver=qcow2,node-name=disk0,file=file0,discard=unmap";
+        assert_eq!(redirected(above).unwrap(), above);
         assert_eq!(
             redirected("file,id=console0,path=/x/c.log").unwrap(),
             "file,id=console0,path=/c"
