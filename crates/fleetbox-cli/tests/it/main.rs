@@ -32,6 +32,7 @@ mod openssh;
 mod peers;
 mod process;
 mod real;
+mod run;
 mod shell;
 #[cfg(feature = "unstable-fake")]
 mod sudo;
