@@ -31,6 +31,7 @@ mod error;
 mod listing;
 mod progress;
 mod prune;
+mod timeline;
 mod timings;
 mod launch;
 mod prepare;
@@ -71,6 +72,7 @@ pub use ssh::{
     Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Output, Signal, Stdio,
     Terminal,
 };
+pub use timeline::{TimelineEntry, TimelineEvent};
 pub use timings::Timings;
 pub use vm::{Disk, DiskImpairment, State, Vm, VmInfo, pass_connection};
 

@@ -3,6 +3,7 @@
 use clap::{Args as ClapArgs, Subcommand};
 use clap_complete::ArgValueCompleter;
 
+use super::Output;
 use crate::complete;
 
 #[derive(Debug, ClapArgs)]
@@ -38,6 +39,14 @@ pub(crate) enum FaultCommand {
         /// How far: `90s`, `1h 30m`; back with a minus sign before it
         #[arg(long, value_name = "TIME", value_parser = jump, allow_hyphen_values = true)]
         by: i64,
+    },
+    /// Print what was done to a cluster: faults, heals, boots, ends, power cuts, pauses, …
+    Timeline {
+        /// Name of the cluster, or of a VM in it
+        #[arg(value_name = "CLUSTER", add = ArgValueCompleter::new(complete::names))]
+        name: String,
+        #[command(flatten)]
+        output: Output,
     },
 }
 

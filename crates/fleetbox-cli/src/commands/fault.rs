@@ -1,5 +1,7 @@
 //! `fault`: breaks running machines on purpose, several side by side.
 
+mod timeline;
+
 use fleetbox::{Error, Vm};
 
 use super::each;
@@ -18,6 +20,7 @@ pub(super) async fn run(args: Fault) -> Outcome {
             each(&on.names, move |vm| async move { vm.set_balloon_mib(take_mib).await }).await
         }
         FaultCommand::Disk(args) => disk(args).await,
+        FaultCommand::Timeline { name, output } => timeline::run(&name, &output).await,
         FaultCommand::Clock { machines: on, by } => {
             each(&on.names, move |vm| async move { vm.clock_jump(by).await }).await
         }

@@ -45,7 +45,7 @@ async fn of(vm: &str) -> Result<Cluster, Error> {
 }
 
 /// The cluster of that name, or the one a VM of that name is in.
-async fn clusters(name: &str) -> Result<Cluster, Error> {
+pub(super) async fn clusters(name: &str) -> Result<Cluster, Error> {
     match of(name).await {
         Err(e) if e.kind() == ErrorKind::NotFound => Cluster::find(name),
         found => found,

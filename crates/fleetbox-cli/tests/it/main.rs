@@ -38,3 +38,5 @@ mod shell;
 mod sudo;
 #[cfg(feature = "unstable-fake")]
 mod together;
+#[cfg(feature = "unstable-fake")]
+mod timeline;

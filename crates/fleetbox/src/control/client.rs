@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use super::PROTOCOL;
 use super::frame::Frames;
 use super::message::{
-    ActiveFault, Booted, Broken, Envelope, Event, Fault, HolderStatus, Reply, Request,
+    ActiveFault, Booted, Broken, Envelope, Event, Fault, HolderStatus, Note, Reply, Request,
 };
 use crate::backend::BootPlan;
 use crate::error::{Error, ErrorKind, Result};
@@ -88,6 +88,11 @@ impl Client {
 
     pub(crate) async fn set_balloon(&self, vm: &Name, mib: u32) -> Result<()> {
         let request = Request::Balloon { vm: vm.clone(), mib };
+        self.done(request, REPLY_WAIT).await.map_err(|e| about(vm, e))
+    }
+
+    pub(crate) async fn note(&self, vm: &Name, note: Note) -> Result<()> {
+        let request = Request::Note { vm: vm.clone(), note };
         self.done(request, REPLY_WAIT).await.map_err(|e| about(vm, e))
     }
 

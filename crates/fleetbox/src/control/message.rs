@@ -120,8 +120,21 @@ pub(crate) enum Request {
         port: u16,
         listen: SocketAddr,
     },
+    /// Writes down in the timeline what the caller did to a member by itself.
+    Note {
+        vm: Name,
+        note: Note,
+    },
     /// Ends the holder and all it holds.
     Close,
+}
+
+/// What is done without the holder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
+pub(crate) enum Note {
+    /// The guest's wall clock was moved.
+    ClockJump { by_ms: i64 },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -270,6 +283,7 @@ mod tests {
             r#"{"protocol":1,"op":"capture"}"#,
             r#"{"protocol":1,"op":"connect_udp","vm":"a","port":53}"#,
             r#"{"protocol":1,"op":"publish","vm":"a","port":80,"listen":"0.0.0.0:80"}"#,
+            r#"{"protocol":1,"op":"note","vm":"a","note":{"what":"clock_jump","by_ms":-1000}}"#,
         ] {
             let envelope: Envelope = serde_json::from_str(sample).unwrap();
             assert_eq!(envelope.protocol, 1);

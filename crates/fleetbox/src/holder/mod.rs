@@ -24,6 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::Network;
 use crate::store::lock::{self, Lock};
 use crate::store::paths::ClusterPaths;
+use crate::store::timeline::Appender;
 use crate::sys::namespace::{self, Forked, StepError, Tier};
 
 /// The opening message is a few hundred bytes.
@@ -207,6 +208,7 @@ struct Ready {
     listener: UnixListener,
     network: Network,
     listeners: crate::net::Listeners,
+    timeline: Appender,
 }
 
 async fn make_ready(dir: &ClusterPaths, began: Instant) -> Result<Ready> {
@@ -223,7 +225,8 @@ async fn make_ready(dir: &ClusterPaths, began: Instant) -> Result<Ready> {
     // `xtask bench` reads this line, and that of a tap.
     tracing::info!("the network is there after {} us", began.elapsed().as_micros());
     let listener = bind(&dir.socket())?;
-    Ok(Ready { _lock: lock, listener, network, listeners })
+    let timeline = Appender::open(dir)?;
+    Ok(Ready { _lock: lock, listener, network, listeners, timeline })
 }
 
 /// Binds the control socket; a stale one is ours to replace, as we hold the lock.

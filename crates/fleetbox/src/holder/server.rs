@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Captured, Listeners, Names, Rules};
 use crate::spec::Name;
 use crate::store::paths::ClusterPaths;
+use crate::store::timeline::What;
 use crate::sys::orphan::ended_child;
 
 /// A peer that connects and says nothing is dropped.
@@ -33,10 +34,10 @@ pub(super) async fn serve(
     ready: Ready,
     opener: std::os::unix::net::UnixStream,
 ) -> Result<()> {
-    let Ready { _lock, listener, network, listeners } = ready;
+    let Ready { _lock, listener, network, listeners, timeline } = ready;
     let internal = |e| Error::new(ErrorKind::Internal, "start serving").source(e);
     let names = Names::default();
-    let state = State::new(network, names.clone());
+    let state = State::new(network, names.clone(), timeline);
     serve_guests(listeners, names, state.rules()).map_err(internal)?;
     let listener = UnixListener::from_std(listener).map_err(internal)?;
     opener.set_nonblocking(true).map_err(internal)?;
@@ -70,6 +71,7 @@ pub(super) async fn serve(
     drop(listener);
     drop(std::fs::remove_file(dir.socket()));
     state.kill_all().await;
+    state.note(None, What::HolderEnded);
     tokio::time::sleep(FAREWELL_WAIT).await;
     Ok(())
 }
@@ -213,6 +215,10 @@ async fn answer(
             Reply::Done
         }
         Request::Faults => Reply::Faults(state.active_faults().await),
+        Request::Note { vm, note } => {
+            state.note_for(&vm, &note)?;
+            Reply::Done
+        }
         Request::Close => {
             state.close();
             Reply::Done

@@ -1,5 +1,6 @@
 //! Owns the holder's members and what happens to them: boot and end; `power` has the buttons,
-//! `sockets` the ways to them, `faults` what is broken in the network. It must not know how requests arrive.
+//! `sockets` the ways to them, `faults` what is broken, `timeline` what was done. It must not know how
+//! requests arrive.
 //!
 //! ```text
 //! (none) ──boot──► Booting ──► Running ──ended──► Ended ──boot──► Booting …
@@ -8,6 +9,7 @@
 mod faults;
 mod power;
 mod sockets;
+mod timeline;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -21,6 +23,7 @@ use crate::control::message::{Booted, Event, HolderStatus, MemberStatus};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Names, Network, RuleSet};
 use crate::spec::Name;
+use crate::store::timeline::{Appender, What};
 
 use self::faults::Faults;
 
@@ -32,6 +35,7 @@ pub(super) struct State {
     events: broadcast::Sender<Event>,
     faults: tokio::sync::Mutex<Faults>,
     rules: watch::Sender<RuleSet>,
+    timeline: Mutex<Appender>,
     /// Counts what keeps the holder alive.
     life: watch::Sender<Life>,
 }
@@ -101,10 +105,11 @@ impl Drop for Holding {
 }
 
 impl State {
-    pub(super) fn new(network: Network, names: Names) -> Arc<Self> {
+    pub(super) fn new(network: Network, names: Names, timeline: Appender) -> Arc<Self> {
         Arc::new(Self {
             faults: tokio::sync::Mutex::new(Faults::new(network.clone())),
             rules: watch::Sender::default(),
+            timeline: Mutex::new(timeline),
             network,
             names,
             inner: Mutex::default(),
@@ -155,6 +160,7 @@ impl State {
             }
         };
         tracing::info!("nobody holds {vm} any more");
+        self.note(Some(vm), What::LetGo);
         tokio::spawn(async move {
             if let Err(e) = machine.kill().await {
                 tracing::warn!("end a machine nobody holds: {}", e.report());
@@ -223,6 +229,7 @@ impl State {
         self.follow().await;
         match backend::boot(&plan, &self.network, tap).await {
             Ok(machine) => {
+                self.note(Some(&vm), What::Boot);
                 self.running(&vm, address, machine.into());
                 self.follow().await;
                 Ok(Booted { address, started: true })
@@ -262,6 +269,7 @@ impl State {
 
     fn ended(&self, vm: &Name, why: String) {
         tracing::info!("{vm} ended: {why}");
+        self.note(Some(vm), What::End { why: why.clone() });
         let mut was_detached = false;
         if let Some(member) = self.lock().members.get_mut(vm) {
             for forward in std::mem::take(&mut member.forwards).into_values() {

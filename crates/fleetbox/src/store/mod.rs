@@ -6,3 +6,4 @@ mod owner;
 pub(crate) mod paths;
 pub(crate) mod place;
 pub(crate) mod record;
+pub(crate) mod timeline;

@@ -147,6 +147,16 @@ impl ClusterPaths {
         self.dir.join("holder.log")
     }
 
+    /// What was done to the cluster, newest last.
+    pub(crate) fn timeline(&self) -> PathBuf {
+        self.dir.join("timeline.jsonl")
+    }
+
+    /// What was done before that file began.
+    pub(crate) fn timeline_before(&self) -> PathBuf {
+        self.dir.join("timeline.old.jsonl")
+    }
+
     pub(crate) fn member(&self, vm: &Name) -> MemberPaths {
         MemberPaths { dir: self.dir.join(vm) }
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{State, Vm};
 use crate::backend::{Backend, Capabilities};
+use crate::control::message::Note;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::MEMORY_MIB_MIN;
 
@@ -251,7 +252,9 @@ impl Vm {
              ns=$(($(date +%s%N) + {by_ms} * 1000000)); \
              [ $ns -ge 0 ] && date -s \"@$((ns / 1000000000)).$(printf %09d $((ns % 1000000000)))\""
         );
-        self.command("sh").args(["-c", &line]).sudo().run().await.map(drop)
+        self.command("sh").args(["-c", &line]).sudo().run().await?;
+        let note = Note::ClockJump { by_ms };
+        self.inner.client.note(&self.inner.record.name, note).await.map_err(|e| self.mine(e))
     }
 
     /// Refuses what the VM's backend cannot do.

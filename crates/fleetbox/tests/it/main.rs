@@ -16,6 +16,8 @@ mod net_faults;
 mod readme;
 mod real;
 mod require;
+#[cfg(feature = "unstable-fake")]
+mod timeline;
 
 /// A name no other test, process or checkout uses.
 fn unique(part: &str) -> String {

@@ -75,6 +75,9 @@ impl State {
             }
             return Err(e);
         }
+        if let Some(active) = faults.active.get(&id) {
+            self.note_fault(id, &active.fault);
+        }
         Ok((id, drawn))
     }
 
@@ -106,13 +109,18 @@ impl State {
 
     async fn undo(&self, which: impl Fn(u64, &Active) -> bool) -> Result<()> {
         let mut faults = self.faults.lock().await;
-        let before = faults.active.len();
-        faults.active.retain(|id, active| !which(*id, active));
-        if faults.active.len() == before {
+        let all = std::mem::take(&mut faults.active).into_iter();
+        let (healed, left): (BTreeMap<_, _>, _) = all.partition(|(id, active)| which(*id, active));
+        faults.active = left;
+        if healed.is_empty() {
             return Ok(());
         }
-        tracing::info!("healed {} faults", before - faults.active.len());
-        self.settle(&mut faults).await
+        tracing::info!("healed {} faults", healed.len());
+        let settled = self.settle(&mut faults).await;
+        for (id, Active { fault, since, .. }) in healed {
+            self.note_heal(id, &fault, since.elapsed());
+        }
+        settled
     }
 
     pub(in crate::holder) async fn active_faults(&self) -> Vec<ActiveFault> {
@@ -225,7 +233,7 @@ fn mac(text: &str) -> Option<Mac> {
 }
 
 /// The members a fault names.
-fn named(fault: &Fault) -> Vec<&Name> {
+pub(super) fn named(fault: &Fault) -> Vec<&Name> {
     match fault {
         Fault::Cut { from, to } => vec![from, to],
         Fault::Partition { groups } => groups.iter().flatten().collect(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{Phase, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Name;
+use crate::store::timeline::What;
 
 /// A guest early in its boot does not hear the power button, so it is pressed again.
 const PRESS_AGAIN: Duration = Duration::from_secs(3);
@@ -22,6 +23,8 @@ impl State {
             Err(e) if e.kind() == ErrorKind::NotRunning => return Ok(()),
             found => found?,
         };
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        self.note(Some(vm), What::StopAsked { grace_ms });
         let mut ended = machine.ended();
         let polite = async {
             loop {
@@ -54,7 +57,9 @@ impl State {
         match self.machine(vm) {
             Err(e) if e.kind() == ErrorKind::NotRunning => Ok(()),
             found => {
-                found?.kill().await?;
+                let machine = found?;
+                self.note(Some(vm), What::PowerCut);
+                machine.kill().await?;
                 self.settled(vm).await;
                 Ok(())
             }
@@ -73,6 +78,7 @@ impl State {
         let turn = self.pausing_turn(vm)?;
         let _turn = turn.lock().await;
         machine.reset().await?;
+        self.note(Some(vm), What::Reset);
         self.note_paused(vm, &turn, false)
     }
 
@@ -85,7 +91,9 @@ impl State {
     }
 
     pub(in crate::holder) async fn set_balloon(&self, vm: &Name, mib: u32) -> Result<()> {
-        self.machine(vm)?.set_balloon(mib).await
+        self.machine(vm)?.set_balloon(mib).await?;
+        self.note(Some(vm), What::Balloon { mib });
+        Ok(())
     }
 
     /// Asks nothing of a machine that is as it shall be: some monitors refuse that.
@@ -94,8 +102,14 @@ impl State {
         let turn = self.pausing_turn(vm)?;
         let _turn = turn.lock().await;
         match (self.is_paused(vm), paused) {
-            (false, true) => machine.pause().await?,
-            (true, false) => machine.resume().await?,
+            (false, true) => {
+                machine.pause().await?;
+                self.note(Some(vm), What::Pause);
+            }
+            (true, false) => {
+                machine.resume().await?;
+                self.note(Some(vm), What::Resume);
+            }
             (true, true) | (false, false) => {}
         }
         self.note_paused(vm, &turn, paused)
