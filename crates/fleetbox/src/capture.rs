@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::control::client::{CaptureHold, Client};
 use crate::error::{Error, Result};
@@ -15,6 +15,8 @@ use crate::spec::Name;
 #[must_use = "the capture ends when this is dropped"]
 pub struct Capture {
     hold: CaptureHold,
+    /// None if it was the caller who opened the file.
+    path: Option<PathBuf>,
 }
 
 /// What a capture has come to.
@@ -35,7 +37,8 @@ impl Capture {
             .truncate(true)
             .open(path)
             .map_err(|e| Error::io("write", path, e))?;
-        Self::to_file(client, vm, file.as_fd()).await
+        let capture = Self::to_file(client, vm, file.as_fd()).await?;
+        Ok(Self { path: Some(path.to_owned()), ..capture })
     }
 
     pub(crate) async fn to_file(
@@ -43,7 +46,7 @@ impl Capture {
         vm: Option<&Name>,
         file: BorrowedFd<'_>,
     ) -> Result<Self> {
-        Ok(Self { hold: client.capture(vm, file).await? })
+        Ok(Self { hold: client.capture(vm, file).await?, path: None })
     }
 
     /// Writes what has passed until now, and ends the capture.
@@ -55,5 +58,31 @@ impl Capture {
     pub async fn stop(self) -> Result<Captured> {
         let (frames, lost) = self.hold.stop().await?;
         Ok(Captured { frames, lost })
+    }
+
+    /// Ends the capture and removes its file: for the end of a test that went well. One that fails on
+    /// its way there, by a panic or by `?`, drops the capture instead, which leaves the file, with
+    /// whole records. A file that the caller opened stays as it is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the file cannot be removed.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// let capture = cluster.capture("target/election.pcap").await?;
+    /// cluster.vm("node-1")?.ssh("./elect").await?; // what fails here leaves the packets to look at
+    /// capture.discard().await
+    /// # }
+    /// ```
+    pub async fn discard(self) -> Result<()> {
+        let Self { hold, path } = self;
+        // What could not be written is not wanted either.
+        drop(hold.stop().await);
+        match path.map(|path| (std::fs::remove_file(&path), path)) {
+            Some((Err(e), path)) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", &path, e))
+            }
+            _ => Ok(()),
+        }
     }
 }
