@@ -1,11 +1,12 @@
 //! Owns [`Cluster`]: machines on one network, held together. What a member does is its [`Vm`]'s;
 //! `builder` says what is asked for, `start` makes it so; `network` breaks the network between
-//! members.
+//! members, `fault_plan` everything by a schedule.
 
 mod admission;
 mod builder;
 mod egress;
 mod fault;
+mod fault_plan;
 mod link;
 mod network;
 mod start;
@@ -19,6 +20,10 @@ pub use self::builder::ClusterBuilder;
 use self::builder::Template;
 pub use self::egress::Egress;
 pub use self::fault::{FaultInfo, FaultKind, NetworkFault};
+pub use self::fault_plan::{
+    FaultPlan, FaultPlanBuilder, PlanEvent, PlanKind, PlanOutcome, PlanReport, PlanStep,
+    PlannedFault,
+};
 pub use self::link::{Impairment, Link};
 use crate::builder::VmBuilder;
 use crate::error::{Error, ErrorKind, Result};

@@ -55,7 +55,8 @@ pub use backend::{Backend, Capabilities};
 pub use builder::VmBuilder;
 pub use capture::{Capture, Captured};
 pub use cluster::{
-    Cluster, ClusterBuilder, Egress, FaultInfo, FaultKind, Impairment, Link, NetworkFault,
+    Cluster, ClusterBuilder, Egress, FaultInfo, FaultKind, FaultPlan, FaultPlanBuilder, Impairment,
+    Link, NetworkFault, PlanEvent, PlanKind, PlanOutcome, PlanReport, PlanStep, PlannedFault,
 };
 pub use console::harmless;
 pub use control::PROTOCOL;

@@ -32,7 +32,7 @@ use crate::timings::Timings;
 
 pub use self::disk::{Disk, DiskImpairment};
 use self::held::Held;
-pub(crate) use self::power::STOP_GRACE;
+pub(crate) use self::power::{JUMP_MS_MAX, STOP_GRACE};
 
 /// A Linux machine: a real kernel, systemd and sshd, to run commands in, copy to, connect to and
 /// break.

@@ -1,7 +1,12 @@
 //! Owns the grammar of `fault`. It must not act on it.
 
-use clap::{Args as ClapArgs, Subcommand};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args as ClapArgs, Subcommand, ValueHint};
 use clap_complete::ArgValueCompleter;
+use fleetbox::PlanKind;
 
 use super::Output;
 use crate::complete;
@@ -40,6 +45,17 @@ pub(crate) enum FaultCommand {
         #[arg(long, value_name = "TIME", value_parser = jump, allow_hyphen_values = true)]
         by: i64,
     },
+    /// Break a cluster by a schedule drawn from a seed: print it, carry it out, heal everything
+    Plan(Plan),
+    /// Carry out a schedule of faults as `fault plan` prints it
+    Replay {
+        /// Name of the cluster, or of a VM in it
+        #[arg(value_name = "CLUSTER", add = ArgValueCompleter::new(complete::names))]
+        name: String,
+        /// The schedule; `-` is standard input
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
     /// Print what was done to a cluster: faults, heals, boots, ends, power cuts, pauses, …
     Timeline {
         /// Name of the cluster, or of a VM in it
@@ -74,6 +90,37 @@ pub(crate) struct Disk {
     /// Make it good again
     #[arg(long, conflicts_with_all = ["iops", "kib_per_s", "read_errors", "write_errors", "leave_mib"])]
     pub heal: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Plan {
+    /// Name of the cluster, or of a VM in it
+    #[arg(value_name = "CLUSTER", add = ArgValueCompleter::new(complete::names))]
+    pub name: String,
+    /// What it is drawn from: the same seed and settings are the same schedule [default: drawn]
+    #[arg(long, value_name = "NUMBER")]
+    pub seed: Option<u64>,
+    /// How long all of it takes: 90s, 5m
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = super::net::time)]
+    pub over: Duration,
+    /// Kinds of faults, separated by commas [default: all that the VMs' backends can have]
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kinds())]
+    pub kinds: Option<Vec<PlanKind>>,
+    /// Time from one fault to the next, on average
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = super::net::time)]
+    pub mean_gap: Duration,
+    /// How long a fault lasts, on average
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = super::net::time)]
+    pub mean_length: Duration,
+    /// Print it only
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// The words of kinds, for help and completion too.
+fn kinds() -> impl TypedValueParser<Value = PlanKind> {
+    PossibleValuesParser::new(PlanKind::ALL.map(PlanKind::as_str))
+        .try_map(|word| word.parse::<PlanKind>())
 }
 
 #[derive(Debug, ClapArgs)]

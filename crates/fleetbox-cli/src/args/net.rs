@@ -122,7 +122,7 @@ pub(crate) enum PolicyWord {
 }
 
 /// `50ms`, `1s`; a number alone would be a riddle.
-fn time(text: &str) -> Result<Duration, String> {
+pub(super) fn time(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|_| format!("\"{text}\" is no time; give a number and a unit: 50ms, 1s"))
 }

@@ -1,5 +1,6 @@
 //! `fault`: breaks running machines on purpose, several side by side.
 
+mod plan;
 mod timeline;
 
 use fleetbox::{Error, Vm};
@@ -20,6 +21,8 @@ pub(super) async fn run(args: Fault) -> Outcome {
             each(&on.names, move |vm| async move { vm.set_balloon_mib(take_mib).await }).await
         }
         FaultCommand::Disk(args) => disk(args).await,
+        FaultCommand::Plan(args) => plan::run(args).await,
+        FaultCommand::Replay { name, file } => plan::replay(&name, &file).await,
         FaultCommand::Timeline { name, output } => timeline::run(&name, &output).await,
         FaultCommand::Clock { machines: on, by } => {
             each(&on.names, move |vm| async move { vm.clock_jump(by).await }).await

@@ -30,6 +30,8 @@ mod net;
 mod openssh;
 #[cfg(feature = "unstable-fake")]
 mod peers;
+#[cfg(feature = "unstable-fake")]
+mod plan;
 mod process;
 mod real;
 mod run;

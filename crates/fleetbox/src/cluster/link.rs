@@ -136,7 +136,7 @@ impl Link {
     }
 }
 
-fn check(impairment: &Impairment) -> Result<()> {
+pub(super) fn check(impairment: &Impairment) -> Result<()> {
     let refused = |what: String, hint: &str| {
         Err(Error::new(ErrorKind::InvalidSpec, format!("impair a link: {what}")).hint(hint))
     };
@@ -213,9 +213,15 @@ impl fmt::Display for Impairment {
             [("loss", self.loss), ("duplicate", self.duplicate), ("reorder", self.reorder)]
         {
             if share > 0.0 {
-                // Without the digits that only the binary form has.
+                // Without the digits that only the binary form has, if it is the same number.
                 let percent = (share * 1e8).round() / 1e6;
-                parts.push(format!("--{name} {percent}%"));
+                #[expect(clippy::float_cmp, reason = "what is read back shall be the same")]
+                let same = percent / 100.0 == share;
+                parts.push(if same {
+                    format!("--{name} {percent}%")
+                } else {
+                    format!("--{name} {share}")
+                });
             }
         }
         if let Some(kbit) = self.bandwidth_kbit_per_s {

@@ -219,7 +219,7 @@ impl Cluster {
         Name::new(self.vm(vm)?.name())
     }
 
-    fn client(&self) -> Result<Client> {
+    pub(super) fn client(&self) -> Result<Client> {
         Ok(Client::new(Paths::from_env()?.cluster(&self.inner.name).socket()))
     }
 }

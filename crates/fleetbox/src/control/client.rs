@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use super::PROTOCOL;
 use super::frame::Frames;
 use super::message::{
-    ActiveFault, Booted, Broken, Envelope, Event, Fault, HolderStatus, Note, Reply, Request,
+    ActiveFault, Booted, Broken, Envelope, Event, Fault, HolderStatus, Note, Outage, Reply, Request,
 };
 use crate::backend::BootPlan;
 use crate::error::{Error, ErrorKind, Result};
@@ -91,6 +91,21 @@ impl Client {
         self.done(request, REPLY_WAIT).await.map_err(|e| about(vm, e))
     }
 
+    /// Lets the member stand still or be off until what is returned is ended or dropped.
+    pub(crate) async fn outage(&self, vm: &Name, outage: Outage) -> Result<OutageHold> {
+        let mut frames = self.dial().await.map_err(|e| about(vm, e))?;
+        let request = Request::Outage { vm: vm.clone(), outage };
+        match within(REPLY_WAIT, &mut frames, request, &self.socket).await? {
+            Reply::Done => Ok(OutageHold { frames }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Keeps the holder alive for as long as the returned [`Hold`] lives, but no member.
+    pub(crate) async fn hold_alone(&self) -> Result<Hold> {
+        self.hold_with(None).await
+    }
+
     pub(crate) async fn note(&self, vm: &Name, note: Note) -> Result<()> {
         let request = Request::Note { vm: vm.clone(), note };
         self.done(request, REPLY_WAIT).await.map_err(|e| about(vm, e))
@@ -164,13 +179,17 @@ impl Client {
     /// Keeps the holder and the member alive for as long as the returned [`Hold`] lives; the member
     /// need not be booted yet.
     pub(crate) async fn hold(&self, vm: &Name) -> Result<Hold> {
+        self.hold_with(Some(vm.clone())).await
+    }
+
+    async fn hold_with(&self, vm: Option<Name>) -> Result<Hold> {
         let mut frames = self.dial().await?;
-        exchange(&mut frames, Request::Hold { vm: Some(vm.clone()) }, &self.socket)
-            .await
-            .and_then(|reply| match reply {
+        exchange(&mut frames, Request::Hold { vm }, &self.socket).await.and_then(|reply| {
+            match reply {
                 Reply::Done => Ok(()),
                 other => Err(unexpected(&other)),
-            })?;
+            }
+        })?;
         Ok(Hold { frames })
     }
 
@@ -255,6 +274,26 @@ impl CaptureHold {
         self.frames.end().map_err(|e| died(Some(e)))?;
         match self.frames.receive().await {
             Ok(Some(Reply::Captured { frames, lost })) => Ok((frames, lost)),
+            Ok(Some(Reply::Error(wire))) => Err(wire.into()),
+            Ok(Some(other)) => Err(unexpected(&other)),
+            Ok(None) => Err(died(None)),
+            Err(e) => Err(died(Some(e))),
+        }
+    }
+}
+
+/// A member's outage, which goes on while this is there.
+#[derive(Debug)]
+pub(crate) struct OutageHold {
+    frames: Frames,
+}
+
+impl OutageHold {
+    /// Ends it, and returns when the member runs again.
+    pub(crate) async fn end(mut self) -> Result<()> {
+        self.frames.end().map_err(|e| died(Some(e)))?;
+        match self.frames.receive().await {
+            Ok(Some(Reply::Done)) => Ok(()),
             Ok(Some(Reply::Error(wire))) => Err(wire.into()),
             Ok(Some(other)) => Err(unexpected(&other)),
             Ok(None) => Err(died(None)),

@@ -120,6 +120,12 @@ pub(crate) enum Request {
         port: u16,
         listen: SocketAddr,
     },
+    /// Lets the member stand still or be off until the caller ends its side of the connection, or is
+    /// gone. [`Reply::Done`] says that it began, a second one that it is over.
+    Outage {
+        vm: Name,
+        outage: Outage,
+    },
     /// Writes down in the timeline what the caller did to a member by itself.
     Note {
         vm: Name,
@@ -127,6 +133,16 @@ pub(crate) enum Request {
     },
     /// Ends the holder and all it holds.
     Close,
+}
+
+/// How a member is away for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Outage {
+    /// Its processors stand still, then go on.
+    Paused,
+    /// Its power is cut, then it boots again.
+    Off,
 }
 
 /// What is done without the holder.
@@ -283,6 +299,8 @@ mod tests {
             r#"{"protocol":1,"op":"capture"}"#,
             r#"{"protocol":1,"op":"connect_udp","vm":"a","port":53}"#,
             r#"{"protocol":1,"op":"publish","vm":"a","port":80,"listen":"0.0.0.0:80"}"#,
+            r#"{"protocol":1,"op":"outage","vm":"a","outage":"paused"}"#,
+            r#"{"protocol":1,"op":"outage","vm":"a","outage":"off"}"#,
             r#"{"protocol":1,"op":"note","vm":"a","note":{"what":"clock_jump","by_ms":-1000}}"#,
         ] {
             let envelope: Envelope = serde_json::from_str(sample).unwrap();

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Ready;
 use super::state::State;
 use crate::control::frame::Frames;
-use crate::control::message::{Fault, Reply, Request, WireError};
+use crate::control::message::{Fault, Outage, Reply, Request, WireError};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Captured, Listeners, Names, Rules};
 use crate::spec::Name;
@@ -37,7 +37,7 @@ pub(super) async fn serve(
     let Ready { _lock, listener, network, listeners, timeline } = ready;
     let internal = |e| Error::new(ErrorKind::Internal, "start serving").source(e);
     let names = Names::default();
-    let state = State::new(network, names.clone(), timeline);
+    let state = State::new(dir.clone(), network, names.clone(), timeline);
     serve_guests(listeners, names, state.rules()).map_err(internal)?;
     let listener = UnixListener::from_std(listener).map_err(internal)?;
     opener.set_nonblocking(true).map_err(internal)?;
@@ -136,6 +136,10 @@ async fn connection(mut frames: Frames, state: Arc<State>) {
         fault_connection(frames, &state, fault).await;
         return;
     }
+    if let Request::Outage { vm, outage } = envelope.request {
+        outage_connection(frames, &state, &vm, outage).await;
+        return;
+    }
     if let Request::Capture { vm } = envelope.request {
         capture_connection(frames, &state, vm.as_ref()).await;
         return;
@@ -157,6 +161,7 @@ async fn answer(
         Request::Open { .. }
         | Request::Hold { .. }
         | Request::Fault { .. }
+        | Request::Outage { .. }
         | Request::Capture { .. } => {
             return Err(Error::new(ErrorKind::ProtocolMismatch, "open a holder twice"));
         }
@@ -269,6 +274,30 @@ async fn fault_connection(mut frames: Frames, state: &Arc<State>, fault: Fault) 
         while let Ok(Some(_)) = frames.receive::<serde_json::Value>().await {}
     }
     state.let_fault_go(id).await;
+}
+
+/// Lets a member be away until the peer ends its side of the connection.
+async fn outage_connection(mut frames: Frames, state: &Arc<State>, vm: &Name, outage: Outage) {
+    let away = match state.begin_outage(vm, outage).await {
+        Ok(away) => away,
+        Err(error) => {
+            drop(frames.send(&Reply::Error(WireError::from(&error)), None).await);
+            return;
+        }
+    };
+    if frames.send(&Reply::Done, None).await.is_ok() {
+        // The peer says nothing more: anything from it is its end.
+        drop(frames.receive::<serde_json::Value>().await);
+    }
+    let reply = match state.end_outage(vm, away).await {
+        Ok(()) => Reply::Done,
+        Err(error) => {
+            tracing::warn!("end the outage of {vm}: {}", error.report());
+            Reply::Error(WireError::from(&error))
+        }
+    };
+    // Whoever dropped it does not listen any more.
+    drop(frames.send(&reply, None).await);
 }
 
 /// Writes what passes until the peer ends its side of the connection, then says what that came to.

@@ -1,5 +1,5 @@
 //! Owns the holder's members and what happens to them: boot and end; `power` has the buttons,
-//! `sockets` the ways to them, `faults` what is broken, `timeline` what was done. It must not know how
+//! `sockets` the ways to them, `faults` what is broken, `outage` who is away, `timeline` what was done. It must not know how
 //! requests arrive.
 //!
 //! ```text
@@ -7,6 +7,7 @@
 //! ```
 
 mod faults;
+mod outage;
 mod power;
 mod sockets;
 mod timeline;
@@ -23,12 +24,14 @@ use crate::control::message::{Booted, Event, HolderStatus, MemberStatus};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Names, Network, RuleSet};
 use crate::spec::Name;
+use crate::store::paths::ClusterPaths;
 use crate::store::timeline::{Appender, What};
 
 use self::faults::Faults;
 
 /// One cluster's holder.
 pub(super) struct State {
+    dir: ClusterPaths,
     network: Network,
     names: Names,
     inner: Mutex<Inner>,
@@ -105,8 +108,14 @@ impl Drop for Holding {
 }
 
 impl State {
-    pub(super) fn new(network: Network, names: Names, timeline: Appender) -> Arc<Self> {
+    pub(super) fn new(
+        dir: ClusterPaths,
+        network: Network,
+        names: Names,
+        timeline: Appender,
+    ) -> Arc<Self> {
         Arc::new(Self {
+            dir,
             faults: tokio::sync::Mutex::new(Faults::new(network.clone())),
             rules: watch::Sender::default(),
             timeline: Mutex::new(timeline),

@@ -16,7 +16,7 @@ const REBOOT_WAIT: Duration = Duration::from_mins(10);
 const POLL_FIRST: Duration = Duration::from_millis(100);
 const POLL_LAST: Duration = Duration::from_secs(1);
 /// A hundred years: a clock further off tests nothing but what a year is.
-const JUMP_MS_MAX: u64 = 100 * 366 * 24 * 3600 * 1000;
+pub(crate) const JUMP_MS_MAX: u64 = 100 * 366 * 24 * 3600 * 1000;
 
 impl Vm {
     /// Stops the VM: presses the power button, and after a grace time of 60 s cuts it off. The
@@ -258,7 +258,7 @@ impl Vm {
     }
 
     /// Refuses what the VM's backend cannot do.
-    pub(super) fn able(&self, what: &str, asked: impl FnOnce(Capabilities) -> bool) -> Result<()> {
+    pub(crate) fn able(&self, what: &str, asked: impl FnOnce(Capabilities) -> bool) -> Result<()> {
         if self.is_able(asked) {
             return Ok(());
         }
@@ -269,7 +269,7 @@ impl Vm {
         ))
     }
 
-    pub(super) fn is_able(&self, asked: impl FnOnce(Capabilities) -> bool) -> bool {
+    pub(crate) fn is_able(&self, asked: impl FnOnce(Capabilities) -> bool) -> bool {
         asked(self.backend().capabilities())
     }
 

@@ -9,6 +9,8 @@ mod conformance;
 mod etcd;
 #[cfg(feature = "unstable-fake")]
 mod fake;
+#[cfg(feature = "unstable-fake")]
+mod fault_plan;
 mod firmware;
 mod input;
 #[cfg(feature = "unstable-fake")]

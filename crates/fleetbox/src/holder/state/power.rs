@@ -115,7 +115,7 @@ impl State {
         self.note_paused(vm, &turn, paused)
     }
 
-    fn is_paused(&self, vm: &Name) -> bool {
+    pub(super) fn is_paused(&self, vm: &Name) -> bool {
         self.lock().members.get(vm).is_some_and(|member| member.paused)
     }
 
@@ -136,7 +136,7 @@ impl State {
     }
 
     /// Resumes it if it is paused; nothing to do for one that has ended.
-    async fn run_on(&self, vm: &Name) -> Result<()> {
+    pub(super) async fn run_on(&self, vm: &Name) -> Result<()> {
         match self.resume(vm).await {
             Err(e) if e.kind() == ErrorKind::NotRunning => Ok(()),
             resumed => resumed,
