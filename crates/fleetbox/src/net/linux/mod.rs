@@ -15,7 +15,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netlink_socket2::NetlinkSocket;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
@@ -97,10 +97,12 @@ impl Network {
     /// A new tap on the bridge, up. It goes when the fd and its copies do.
     pub(crate) async fn tap(&self, name: String) -> Result<OwnedFd> {
         self.run(move |netlink| {
+            let began = Instant::now();
             let tap = sys::tun::tap(&name)?;
             let bridge = link::index(netlink, BRIDGE)?;
             let tap_index = link::index(netlink, &name)?;
             link::enslave_up(netlink, tap_index, bridge)?;
+            tracing::info!("the tap {name} is there after {} us", began.elapsed().as_micros());
             Ok(tap)
         })
         .await
