@@ -146,6 +146,9 @@ pub(crate) struct Up {
     /// Let KVM work inside the guest
     #[arg(long)]
     pub nested: bool,
+    /// Give the host a route to the VMs of the cluster until the last has ended; only for root
+    #[arg(long)]
+    pub host_routable: bool,
     /// Backend to run it with
     #[arg(long)]
     pub backend: Option<Backend>,

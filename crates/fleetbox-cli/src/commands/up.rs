@@ -100,6 +100,9 @@ fn options(args: &Up, vm: VmBuilder) -> VmBuilder {
     if args.nested {
         builder = builder.nested_virt(true);
     }
+    if args.host_routable {
+        builder = builder.host_routable(true);
+    }
     if let Some(backend) = args.backend {
         builder = builder.backend(backend);
     }
@@ -115,7 +118,11 @@ fn print(infos: &[VmInfo], format: Format) -> std::io::Result<()> {
     }
     let mut out = std::io::stdout().lock();
     for vm in infos {
-        writeln!(out, "{} {} {}", vm.name, vm.state, vm.address)?;
+        write!(out, "{} {} {}", vm.name, vm.state, vm.address)?;
+        match vm.host_address {
+            Some(address) => writeln!(out, " {address}")?,
+            None => writeln!(out)?,
+        }
     }
     Ok(())
 }

@@ -32,6 +32,8 @@ mod openssh;
 mod peers;
 mod process;
 mod real;
+#[cfg(feature = "unstable-fake")]
+mod routable;
 mod shell;
 #[cfg(feature = "unstable-fake")]
 mod sudo;

@@ -36,7 +36,7 @@ pub(super) async fn serve(
     let Ready { _lock, listener, network, listeners } = ready;
     let internal = |e| Error::new(ErrorKind::Internal, "start serving").source(e);
     let names = Names::default();
-    let state = State::new(network, names.clone());
+    let state = State::new(dir, network, names.clone());
     serve_guests(listeners, names, state.rules()).map_err(internal)?;
     let listener = UnixListener::from_std(listener).map_err(internal)?;
     opener.set_nonblocking(true).map_err(internal)?;
@@ -213,6 +213,10 @@ async fn answer(
             Reply::Done
         }
         Request::Faults => Reply::Faults(state.active_faults().await),
+        Request::RouteToHost => {
+            state.route_to_host().await?;
+            Reply::Done
+        }
         Request::Close => {
             state.close();
             Reply::Done

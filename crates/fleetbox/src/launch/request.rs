@@ -23,6 +23,7 @@ pub(crate) struct StartRequest {
     pub backend: Option<Backend>,
     pub detached: bool,
     pub ephemeral: bool,
+    pub host_routable: bool,
     pub timeout: Option<Duration>,
     pub progress: ProgressSink,
     pub trail: Trail,
