@@ -12,10 +12,11 @@ use crate::store::paths::ClusterPaths;
 use crate::store::record::VmRecord;
 
 /// Waits for the holder to end in whatever way and tidies up after it.
-pub(super) fn ward(dir: &ClusterPaths, holder: Pid) {
+pub(super) fn ward(dir: &ClusterPaths, label: &str, holder: Pid) {
     // The warden has no business with the log any more; errors have nowhere to go and the next
     // command sweeps again.
     while let Err(rustix::io::Errno::INTR) = waitpid(Some(holder), WaitOptions::empty()) {}
+    drop(crate::net::remove_host_links(label));
     drop(sweep_if_free(dir));
 }
 

@@ -30,13 +30,14 @@ const FAREWELL_WAIT: Duration = Duration::from_millis(200);
 /// Serves until the holder's life is over, then ends its machines.
 pub(super) async fn serve(
     dir: &ClusterPaths,
+    label: String,
     ready: Ready,
     opener: std::os::unix::net::UnixStream,
 ) -> Result<()> {
     let Ready { _lock, listener, network, listeners } = ready;
     let internal = |e| Error::new(ErrorKind::Internal, "start serving").source(e);
     let names = Names::default();
-    let state = State::new(dir, network, names.clone());
+    let state = State::new(dir, label, network, names.clone());
     serve_guests(listeners, names, state.rules()).map_err(internal)?;
     let listener = UnixListener::from_std(listener).map_err(internal)?;
     opener.set_nonblocking(true).map_err(internal)?;
@@ -70,6 +71,7 @@ pub(super) async fn serve(
     drop(listener);
     drop(std::fs::remove_file(dir.socket()));
     state.kill_all().await;
+    state.leave_host().await;
     tokio::time::sleep(FAREWELL_WAIT).await;
     Ok(())
 }

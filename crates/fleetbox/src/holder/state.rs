@@ -30,6 +30,8 @@ use self::faults::Faults;
 /// One cluster's holder.
 pub(super) struct State {
     dir: ClusterPaths,
+    /// What the link to the host is marked with.
+    label: String,
     network: Network,
     names: Names,
     inner: Mutex<Inner>,
@@ -107,12 +109,18 @@ impl Drop for Holding {
 }
 
 impl State {
-    pub(super) fn new(dir: &ClusterPaths, network: Network, names: Names) -> Arc<Self> {
+    pub(super) fn new(
+        dir: &ClusterPaths,
+        label: String,
+        network: Network,
+        names: Names,
+    ) -> Arc<Self> {
         Arc::new(Self {
             faults: tokio::sync::Mutex::new(Faults::new(network.clone())),
             rules: watch::Sender::default(),
             host_subnet: tokio::sync::OnceCell::new(),
             dir: dir.clone(),
+            label,
             network,
             names,
             inner: Mutex::default(),
@@ -200,12 +208,21 @@ impl State {
     /// Lets the host reach members by addresses of their own; once is for the holder's life.
     pub(super) async fn route_to_host(&self) -> Result<()> {
         let route = || async {
-            let label = self.dir.link_label();
             // Mostly the same at every start, mostly another for every cluster.
-            let first = Sha256::digest(label.as_bytes())[0];
-            self.network.route_to_host(label, first, self.dir.subnets_lock()).await
+            let first = Sha256::digest(self.dir.link_label().as_bytes())[0];
+            self.network.route_to_host(self.label.clone(), first, self.dir.subnets_lock()).await
         };
         self.host_subnet.get_or_try_init(route).await.map(drop)
+    }
+
+    /// Takes back what [`State::route_to_host`] made: a socket of a guest that is gone may keep the
+    /// network, and with it the link, for minutes.
+    pub(super) async fn leave_host(&self) {
+        if self.host_subnet.initialized()
+            && let Err(e) = self.network.leave_host().await
+        {
+            tracing::warn!("remove the link to the host: {e}");
+        }
     }
 
     /// Boots a member, or reports that it runs already.

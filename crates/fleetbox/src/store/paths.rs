@@ -153,9 +153,10 @@ impl ClusterPaths {
         root.join("subnets.lock")
     }
 
-    /// What links of the host that belong to this cluster are marked with.
+    /// What links of the host that belong to this cluster are marked with first; what follows is their
+    /// holder.
     pub(crate) fn link_label(&self) -> String {
-        format!("fleetbox {}", self.dir.display())
+        format!("fleetbox {} of ", self.dir.display())
     }
 
     pub(crate) fn member(&self, vm: &Name) -> MemberPaths {

@@ -10,7 +10,6 @@
 //! is their gateway, as it always is, so links at fault know its frames and leave them alone. What
 //! members begin themselves is not forwarded: egress stays the proxy's, with its policy.
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -30,7 +29,7 @@ const HINT: &str = "give it up and use `fleetbox port` or `Vm::publish`, or run 
 
 impl Network {
     /// Makes the way, under the first subnet from `first` on that nothing on the host uses. `label` is
-    /// the link's alias, by which [`remove_host_links`] finds it. The lock is held for that instant.
+    /// the link's alias, by whose beginning [`remove_host_links`] finds it. The lock is held for that instant.
     pub(crate) async fn route_to_host(
         &self,
         label: String,
@@ -55,6 +54,11 @@ impl Network {
                 Err(failed(e))
             }
         }
+    }
+
+    /// Takes the way back, both ends of it.
+    pub(crate) async fn leave_host(&self) -> io::Result<()> {
+        self.run(|netlink| link::remove(netlink, INNER)).await
     }
 
     async fn lead_out(&self, peer: u32, first: u8) -> io::Result<HostSubnet> {
@@ -109,12 +113,11 @@ async fn blocking<T: Send + 'static>(
         .map_err(io::Error::other)?
 }
 
-/// Removes the links of the cluster with this label from the calling thread's network, if there are
+/// Removes the links whose label begins like this from the calling thread's network, if there are
 /// any. They go with the namespace; but a socket that somebody still has keeps it.
 pub(crate) fn remove_host_links(label: &str) -> io::Result<()> {
     let netlink = &mut NetlinkSocket::new();
-    let Ok(label) = CString::new(label) else { return Ok(()) };
-    for name in link::named(netlink, &label)? {
+    for name in link::named(netlink, label.as_bytes())? {
         match link::remove(netlink, &name) {
             // It went just now.
             Err(e) if e.raw_os_error() == Some(libc::ENODEV) => {}

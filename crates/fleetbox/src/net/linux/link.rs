@@ -1,7 +1,7 @@
 //! Owns the few rtnetlink requests fleetbox makes: bridges, address, up, enslave, remove,
 //! neighbours (rtnetlink(7)). It acts on the calling thread's network namespace.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::RawFd;
@@ -156,14 +156,14 @@ pub(super) fn move_to(netlink: &mut NetlinkSocket, index: u32, namespace: RawFd)
     Ok(netlink.request(&request)?.recv_ack()?)
 }
 
-/// The names of the links with that alias.
-pub(super) fn named(netlink: &mut NetlinkSocket, alias: &CStr) -> io::Result<Vec<String>> {
+/// The names of the links whose alias begins like this.
+pub(super) fn named(netlink: &mut NetlinkSocket, alias: &[u8]) -> io::Result<Vec<String>> {
     let request = rt_link::Request::new().op_getlink_dump(&Ifinfomsg::new());
     let mut replies = netlink.request(&request)?;
     let mut names = Vec::new();
     while let Some(reply) = replies.recv() {
         let (_, attributes) = reply?;
-        if attributes.get_ifalias().is_ok_and(|found| found == alias)
+        if attributes.get_ifalias().is_ok_and(|found| found.to_bytes().starts_with(alias))
             && let Ok(name) = attributes.get_ifname()
         {
             names.push(name.to_string_lossy().into_owned());
