@@ -15,6 +15,7 @@ use crate::vm::Vm;
 /// and says so.
 #[derive(Debug, Clone)]
 #[must_use = "nothing happens until `start`"]
+#[expect(clippy::struct_excessive_bools, reason = "independent options, each set by name")]
 pub struct VmBuilder {
     name: String,
     spec: VmSpec,

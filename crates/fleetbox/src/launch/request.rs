@@ -11,6 +11,7 @@ use crate::spec::{Name, VmSpec};
 
 /// What `start` was asked for.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "independent options, each set by name")]
 pub(crate) struct StartRequest {
     pub name: Name,
     /// The cluster it must be in; by default the one that has it, else the one its name suggests.

@@ -64,7 +64,7 @@ impl Network {
     async fn lead_out(&self, peer: u32, first: u8) -> io::Result<HostSubnet> {
         // Every thread but the network's is in the host's network.
         let host = File::open("/proc/thread-self/ns/net")?;
-        let taken = blocking(|netlink| link::networks(netlink)).await?;
+        let taken = blocking(link::networks).await?;
         for subnet in plan::host_subnets(first) {
             if taken.iter().any(|(address, length)| subnet.overlaps(*address, *length)) {
                 continue;
