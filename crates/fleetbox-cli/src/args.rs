@@ -137,6 +137,9 @@ pub(crate) struct Up {
     /// Lose at a power cut what the guest did not flush, and nothing else
     #[arg(long)]
     pub durable: bool,
+    /// Give the host a route to the VMs of the cluster until the last has ended; only for root
+    #[arg(long)]
+    pub host_routable: bool,
     #[command(flatten)]
     pub output: Output,
 }

@@ -81,8 +81,14 @@ fn cluster(args: &Up, display: &Display, builder: ClusterBuilder) -> ClusterBuil
 }
 
 fn options(args: &Up, vm: VmBuilder) -> VmBuilder {
-    let builder = args.machine.of(vm.detached(true));
-    if args.durable { builder.durable(true) } else { builder }
+    let mut builder = args.machine.of(vm.detached(true));
+    if args.durable {
+        builder = builder.durable(true);
+    }
+    if args.host_routable {
+        builder = builder.host_routable(true);
+    }
+    builder
 }
 
 fn print(infos: &[VmInfo], format: Format) -> std::io::Result<()> {
@@ -91,7 +97,11 @@ fn print(infos: &[VmInfo], format: Format) -> std::io::Result<()> {
     }
     let mut out = std::io::stdout().lock();
     for vm in infos {
-        writeln!(out, "{} {} {}", vm.name, vm.state, vm.address)?;
+        write!(out, "{} {} {}", vm.name, vm.state, vm.address)?;
+        match vm.host_address {
+            Some(address) => writeln!(out, " {address}")?,
+            None => writeln!(out)?,
+        }
     }
     Ok(())
 }

@@ -111,6 +111,10 @@ impl Client {
         self.done(request, REPLY_WAIT).await.map_err(|e| about(vm, e))
     }
 
+    pub(crate) async fn route_to_host(&self) -> Result<()> {
+        self.done(Request::RouteToHost, REPLY_WAIT).await
+    }
+
     pub(crate) async fn close(&self) -> Result<()> {
         self.done(Request::Close, REPLY_WAIT).await
     }

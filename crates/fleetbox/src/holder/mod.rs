@@ -41,22 +41,24 @@ pub(crate) fn enter(mut control: UnixStream) -> ! {
     let _ = rustix::process::setsid();
     let opened = opening(&mut control).and_then(|dir| {
         let began = Instant::now();
+        // Known to both sides of the fork.
+        let label = format!("{}{}", dir.link_label(), std::process::id());
         namespaces()?;
         let forked = namespace::fork()
             .map_err(|e| Error::new(ErrorKind::HostUnsupported, "fork the holder").source(e))?;
-        Ok((dir, began, forked))
+        Ok((dir, label, began, forked))
     });
     match opened {
-        Ok((dir, _, Forked::Parent(holder))) => {
+        Ok((dir, label, _, Forked::Parent(holder))) => {
             drop(control);
-            cleanup::ward(&dir, holder);
+            cleanup::ward(&dir, &label, holder);
             namespace::exit_now(0)
         }
-        Ok((dir, began, Forked::Child)) => {
+        Ok((dir, label, began, Forked::Child)) => {
             // tokio must not run on a thread whose locals were never set up by `main`.
             let run = std::thread::Builder::new()
                 .name("holder".into())
-                .spawn(move || run(&dir, began, control))
+                .spawn(move || run(&dir, label, began, control))
                 .map(std::thread::JoinHandle::join);
             namespace::exit_now(i32::from(!matches!(run, Ok(Ok(Ok(()))))))
         }
@@ -176,7 +178,7 @@ fn refuse(control: &mut UnixStream, error: &Error) {
 }
 
 /// The holder proper: pid 1 of its namespace.
-fn run(dir: &ClusterPaths, began: Instant, mut control: UnixStream) -> Result<()> {
+fn run(dir: &ClusterPaths, label: String, began: Instant, mut control: UnixStream) -> Result<()> {
     tracing_subscriber::fmt()
         .with_ansi(false)
         .with_writer(io::stderr)
@@ -189,7 +191,7 @@ fn run(dir: &ClusterPaths, began: Instant, mut control: UnixStream) -> Result<()
     let outcome = runtime.block_on(async {
         let ready = make_ready(dir, began).await;
         match ready {
-            Ok(ready) => server::serve(dir, ready, control).await,
+            Ok(ready) => server::serve(dir, label, ready, control).await,
             Err(error) => {
                 tracing::error!("{}", error.report());
                 refuse(&mut control, &error);

@@ -5,10 +5,12 @@
 //! network and still listens, connects and dials inside the cluster's.
 
 mod cut;
+mod host;
 mod link;
 mod local;
 mod nft;
 mod port;
+mod translate;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
@@ -23,6 +25,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 
 pub(crate) use self::cut::{Change, Cut};
+pub(crate) use self::host::{check_host_routable, remove_host_links};
 pub(crate) use self::local::LocalName;
 pub(crate) use self::port::HOST_SIDE;
 use super::plan;
