@@ -258,6 +258,7 @@ pub(super) fn named(fault: &Fault) -> Vec<&Name> {
 fn wanted<'a>(faults: impl Iterator<Item = (u64, &'a Fault)>, seats: &Seats) -> Wanted {
     let mut wanted = Wanted {
         macs: seats.values().map(|seat| (seat.tap, seat.mac)).collect(),
+        booting: seats.values().filter(|seat| !seat.runs).map(|seat| seat.tap).collect(),
         ..Wanted::default()
     };
     let tap = |vm: &Name| seats.get(vm).map(|seat| seat.tap);
