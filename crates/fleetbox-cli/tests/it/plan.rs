@@ -111,7 +111,7 @@ fn what_is_no_plan_is_refused() {
         run(&mut home.command(["fault", "replay", "node", "-"]), text.as_bytes())
             .refused(code, said);
     };
-    replay("1s +1s isolate node-1\nhello", 2, &["line 2", "not whole"]);
+    replay("1s +1s isolate node-1\nhello", 2, &["line 2", "no time"]);
     replay("1s +1s isolate node-9", 1, &["node-9", "did you mean"]);
     replay("1s +1s clock node-1 --by=-1h", 3, &["cannot"]);
     assert_eq!(home.ok(["fault", "timeline", "node"]), before);
