@@ -106,11 +106,15 @@ prepare_host() {
     fi
 }
 
+# has_image FLEETBOX ALIAS: whether the image is here.
+has_image() {
+    "$1" image ls -o json | tr -d ' \n' |
+        grep -Eq "\"reference\":\"$2\"[^}]*\"state\":\"(cached|built|imported)\""
+}
+
 # get_image FLEETBOX ALIAS: the image, fetched, or built where it cannot be fetched.
 get_image() {
-    if "$1" image ls -o json | tr -d ' \n' | grep -Eq "\"reference\":\"$2\"[^}]*\"state\":\"(cached|built|imported)\""; then
-        return
-    fi
+    has_image "$1" "$2" && return
     if ! "$1" image pull "$2"; then
         say "$2 cannot be fetched; building it from Debian's packages instead"
         "$1" image build "$2"

@@ -1,6 +1,7 @@
 //! Owns the grammar of the command line. It must not act on it.
 
 pub(crate) mod fault;
+pub(crate) mod machine;
 pub(crate) mod net;
 
 use std::net::SocketAddr;
@@ -9,8 +10,9 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::engine::ArgValueCompleter;
-use fleetbox::{Arch, Backend};
+use fleetbox::Arch;
 
+use self::machine::Machine;
 use crate::complete;
 
 /// Throw-away Linux machines: real kernels, booted from stock cloud images.
@@ -38,6 +40,8 @@ pub(crate) enum Command {
     /// List VMs
     #[command(visible_alias = "list")]
     Ls(Ls),
+    /// Run a command in a new VM that goes when the command ends
+    Run(Run),
     /// Run a command in a VM, or open a shell
     #[command(visible_alias = "shell")]
     Ssh(Ssh),
@@ -90,7 +94,7 @@ impl Command {
 
     /// Whether the exit code is the guest's.
     pub(crate) fn has_guest_code(&self) -> bool {
-        matches!(self, Command::Ssh(_) | Command::Exec(_))
+        matches!(self, Command::Run(_) | Command::Ssh(_) | Command::Exec(_))
     }
 }
 
@@ -128,35 +132,31 @@ pub(crate) struct Up {
     /// How many may boot at once [default: as cores and memory go round]
     #[arg(long, value_name = "COUNT", value_parser = count)]
     pub at_once: Option<usize>,
-    /// Image: an alias, a URL or a path [default: debian-12]
-    #[arg(long, add = ArgValueCompleter::new(complete::images))]
-    pub image: Option<String>,
-    /// Virtual CPUs [default: 2]
-    #[arg(long)]
-    pub cpus: Option<u32>,
-    /// Memory in MiB, or with a unit: 512M, 2G [default: 4096]
-    #[arg(long, value_name = "MIB", value_parser = memory_mib)]
-    pub memory: Option<u32>,
-    /// Disk size in GiB [default: 20]
-    #[arg(long, value_name = "GIB", value_parser = disk_gib)]
-    pub disk: Option<u32>,
-    /// Architecture of the guest: `x86_64` or `aarch64` [default: the host's]
-    #[arg(long)]
-    pub arch: Option<Arch>,
-    /// Let KVM work inside the guest
-    #[arg(long)]
-    pub nested: bool,
+    #[command(flatten)]
+    pub machine: Machine,
     /// Lose at a power cut what the guest did not flush, and nothing else
     #[arg(long)]
     pub durable: bool,
-    /// Backend to run it with
+    /// Give the host a route to the VMs of the cluster until the last has ended; only for root
     #[arg(long)]
-    pub backend: Option<Backend>,
-    /// How long the guest may take, in seconds or with a unit: 90, 5m
-    #[arg(long, value_parser = duration)]
-    pub timeout: Option<Duration>,
+    pub host_routable: bool,
     #[command(flatten)]
     pub output: Output,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub machine: Machine,
+    /// Run in a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Do not tell how far the start is
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// The command; without one, a shell
+    #[arg(trailing_var_arg = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    pub command: Vec<String>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -336,18 +336,6 @@ fn count(text: &str) -> Result<usize, String> {
     }
 }
 
-/// `2048`, `512M`, `2G`, `2GiB`.
-fn memory_mib(text: &str) -> Result<u32, String> {
-    size(text, &[("", 1), ("M", 1), ("MIB", 1), ("G", 1024), ("GIB", 1024)])
-        .ok_or_else(|| format!("\"{text}\" is no memory size; give MiB such as 2048, or 2G"))
-}
-
-/// `20`, `20G`, `1T`.
-fn disk_gib(text: &str) -> Result<u32, String> {
-    size(text, &[("", 1), ("G", 1), ("GIB", 1), ("T", 1024), ("TIB", 1024)])
-        .ok_or_else(|| format!("\"{text}\" is no disk size; give GiB such as 20, or 1T"))
-}
-
 fn size(text: &str, units: &[(&str, u32)]) -> Option<u32> {
     let (digits, unit) = split(text);
     let (_, factor) = units.iter().find(|(name, _)| *name == unit.to_ascii_uppercase())?;
@@ -383,15 +371,9 @@ mod tests {
     }
 
     #[test]
-    fn sizes_and_times_take_units() {
-        assert_eq!(memory_mib("2048"), Ok(2048));
-        assert_eq!(memory_mib("2g"), Ok(2048));
-        assert_eq!(disk_gib("1T"), Ok(1024));
+    fn times_take_units() {
         assert_eq!(duration("5m"), Ok(Duration::from_mins(5)));
         assert_eq!(duration_or_zero("0"), Ok(Duration::ZERO));
-        for bad in ["", "G", "-1", "1.5G", "2K", "99999999999G"] {
-            assert!(memory_mib(bad).is_err(), "{bad}");
-        }
         assert!(duration("0").is_err());
     }
 

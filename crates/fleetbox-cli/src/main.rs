@@ -2,8 +2,8 @@
 //! not do a command's work itself.
 //!
 //! Exit codes: 0 done; 1 it did not work; 2 the request itself was wrong; 3 this host lacks
-//! something (`fleetbox doctor` tells); 4 the guest failed; 70 a defect of fleetbox. `ssh` and
-//! `exec` end with the guest's command's own code, or 255 if it could not be run.
+//! something (`fleetbox doctor` tells); 4 the guest failed; 70 a defect of fleetbox. `run`, `ssh`
+//! and `exec` end with the guest's command's own code, or 255 if it could not be run.
 #![expect(clippy::print_stderr, reason = "a command line prints")]
 
 mod args;

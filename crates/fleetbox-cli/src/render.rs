@@ -15,6 +15,7 @@ pub(crate) struct VmRow {
     cluster: String,
     state: String,
     address: String,
+    host_address: Option<String>,
     image: String,
     cpus: u32,
     memory_mib: u32,
@@ -31,6 +32,7 @@ impl From<&VmInfo> for VmRow {
             cluster: vm.cluster.clone(),
             state: vm.state.to_string(),
             address: vm.address.to_string(),
+            host_address: vm.host_address.map(|address| address.to_string()),
             image: vm.image.clone(),
             cpus: vm.cpus,
             memory_mib: vm.memory_mib,
@@ -70,7 +72,10 @@ pub(crate) fn vms_table(vms: &[VmInfo]) -> io::Result<()> {
         table.add_row([
             vm.name.clone(),
             vm.state.to_string(),
-            vm.address.to_string(),
+            match vm.host_address {
+                Some(host) => format!("{} ({host})", vm.address),
+                None => vm.address.to_string(),
+            },
             vm.cluster.clone(),
             vm.image.clone(),
             vm.cpus.to_string(),

@@ -15,6 +15,7 @@ use crate::vm::Vm;
 /// and says so.
 #[derive(Debug, Clone)]
 #[must_use = "nothing happens until `start`"]
+#[expect(clippy::struct_excessive_bools, reason = "independent options, each set by name")]
 pub struct VmBuilder {
     name: String,
     spec: VmSpec,
@@ -22,6 +23,7 @@ pub struct VmBuilder {
     backend: Option<Backend>,
     detached: bool,
     ephemeral: bool,
+    host_routable: bool,
     timeout: Option<Duration>,
     progress: ProgressSink,
 }
@@ -35,6 +37,7 @@ impl VmBuilder {
             backend: None,
             detached: false,
             ephemeral: false,
+            host_routable: false,
             timeout: None,
             progress: ProgressSink::default(),
         }
@@ -111,6 +114,20 @@ impl VmBuilder {
         self
     }
 
+    /// Whether the host is to reach the VM by an address of its own, as by `ping` and `curl`; default
+    /// no. Only root can, and has to ask at each start of the cluster: it holds for all members, until
+    /// the last of them has ended. [`Vm::host_address`] tells the address, out of a /24 of
+    /// 198.19.0.0/16 that nothing on the host uses. Neither the host's forwarding nor its firewall is
+    /// touched, and other hosts are not given a way. The VM sees the host as its gateway.
+    ///
+    /// Where it cannot be, the start fails with
+    /// [`ErrorKind::HostUnsupported`](crate::ErrorKind::HostUnsupported), before any work if that is
+    /// for want of root.
+    pub fn host_routable(mut self, host_routable: bool) -> Self {
+        self.host_routable = host_routable;
+        self
+    }
+
     /// How long the guest may take until it answers; by default `FLEETBOX_IP_WAIT_TIMEOUT`, else
     /// three minutes with KVM and ten without.
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -155,6 +172,7 @@ impl VmBuilder {
             backend: self.backend,
             detached: self.detached,
             ephemeral: self.ephemeral,
+            host_routable: self.host_routable,
             timeout: self.timeout,
             progress: self.progress,
             trail: Trail::default(),

@@ -52,6 +52,9 @@ pub(crate) async fn start(request: StartRequest) -> Result<Launched> {
 async fn run(request: StartRequest) -> Result<Launched> {
     let mut timings = Timings::start();
     request.check()?;
+    if request.host_routable {
+        crate::net::check_host_routable()?;
+    }
     ready::limit(request.timeout, Accel::Tcg)?;
     let paths = Paths::from_env()?;
     let cluster = place::cluster_for(&paths, &request.name, request.cluster.as_ref())?;
@@ -117,6 +120,9 @@ async fn boot_or_join(
     if running && let Some(record) = known {
         ignore_options(request, &record);
         let hold = client.hold(&request.name).await?;
+        if request.host_routable {
+            client.route_to_host().await?;
+        }
         if is_paused(alive.as_ref(), &request.name) {
             client.resume(&request.name).await?;
         }
@@ -149,6 +155,9 @@ async fn boot_or_join(
     };
     let booted = async {
         let mut hold = held?;
+        if request.host_routable {
+            client.route_to_host().await?;
+        }
         let to_boot = (&record, &member, start);
         let accel = boot_until_alive(request, client, &mut hold, to_boot, timings).await?;
         Ok((hold, accel))

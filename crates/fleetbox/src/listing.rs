@@ -131,6 +131,7 @@ pub(crate) fn info(record: &VmRecord, status: Option<&HolderStatus>) -> VmInfo {
         cluster: record.cluster.to_string(),
         state,
         address: record.address,
+        host_address: running.and_then(|member| member.host_address),
         image: record.spec.image.clone(),
         arch: record.spec.arch,
         cpus: record.spec.cpus,

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use crate::backend::Backend;
 use crate::builder::VmBuilder;
-use crate::capture;
 use crate::env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::vm::Vm;
@@ -30,11 +29,6 @@ const NAME_PART_LENGTH: usize = 48;
 pub trait Outcome {
     /// What a skipped test returns.
     fn skipped() -> Self;
-
-    /// Whether the test failed, which it can also do by a panic.
-    fn is_failure(&self) -> bool {
-        false
-    }
 }
 
 impl Outcome for () {
@@ -44,10 +38,6 @@ impl Outcome for () {
 impl<E> Outcome for std::result::Result<(), E> {
     fn skipped() -> Self {
         Ok(())
-    }
-
-    fn is_failure(&self) -> bool {
-        self.is_err()
     }
 }
 
@@ -87,9 +77,7 @@ where
         Ok(vm) => vm,
         Err(error) => return skip_or_fail(test, &error),
     };
-    capture::begin_test();
     let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(body(vm.clone()))));
-    capture::end_test(outcome.as_ref().map_or(true, Outcome::is_failure));
     let destroyed =
         runtime.block_on(async { tokio::time::timeout(DESTROY_WAIT, vm.destroy()).await });
     match (outcome, destroyed) {

@@ -113,6 +113,8 @@ pub struct VmInfo {
     pub state: State,
     /// Its address in the cluster's network, the same at every start.
     pub address: Ipv4Addr,
+    /// Where the host reaches it while it runs, if that was [asked for](VmBuilder::host_routable).
+    pub host_address: Option<Ipv4Addr>,
     /// The image it was created from, as it was named.
     pub image: String,
     /// Its processor's architecture.
@@ -185,7 +187,7 @@ impl Vm {
     }
 
     /// The VM's address in its cluster's network. The host has no route to it: use
-    /// [`Vm::connect`] or [`Vm::forward`].
+    /// [`Vm::connect`] or [`Vm::forward`], or as root [`Vm::host_address`].
     #[must_use]
     pub fn address(&self) -> IpAddr {
         IpAddr::V4(self.inner.record.address)

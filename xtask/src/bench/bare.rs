@@ -23,18 +23,24 @@ const BOOT_LIMIT: Duration = Duration::from_mins(10);
 const GATEWAY: &str = "10.213.77.1";
 const NETWORK: &str = "10.213.77.0/24";
 const LEASES_FROM: &str = "10.213.77.100";
+const SSH_PORT: u16 = 22;
 
 /// What is kept of a machine of ours to boot it again without us.
 pub(super) struct Kept {
     arguments: Vec<String>,
     seed: PathBuf,
+    disk: PathBuf,
+    console: PathBuf,
     config: PathBuf,
     host: String,
-    port: u16,
+    /// Where its sshd is reached.
+    at: (String, u16),
+    /// Its `-netdev`.
+    network: String,
 }
 
 /// A monitor that ends with the value.
-struct Monitor(Child);
+pub(super) struct Monitor(Child);
 
 impl Drop for Monitor {
     fn drop(&mut self) {
@@ -45,39 +51,64 @@ impl Drop for Monitor {
 }
 
 impl Kept {
-    /// Takes what the machine was made of, while it runs.
+    /// Takes what the machine was made of, while it runs, for a network of QEMU's own.
     pub(super) fn of(stage: &Stage, vm: &Vm) -> Outcome<Self> {
+        let port = free_port()?;
+        let network = format!(
+            "user,id=net0,net={NETWORK},host={GATEWAY},dhcpstart={LEASES_FROM},\
+             hostfwd=tcp:127.0.0.1:{port}-{}:22",
+            "10.213.77.10"
+        );
+        Self::with(stage, vm, ("127.0.0.1".to_owned(), port), network)
+    }
+
+    /// The same on a tap that is there already and leads to the machine's own address.
+    pub(super) fn on_tap(stage: &Stage, vm: &Vm, tap: &str) -> Outcome<Self> {
+        let network = format!("tap,id=net0,ifname={tap},script=no,downscript=no,vhost=off");
+        Self::with(stage, vm, (vm.address().to_string(), SSH_PORT), network)
+    }
+
+    fn with(stage: &Stage, vm: &Vm, at: (String, u16), network: String) -> Outcome<Self> {
         let console = vm.console_path();
         let member = console.parent().unwrap_or(&console);
         let log = member.join("vmm.log");
         let text = std::fs::read_to_string(&log).map_err(Failure::io("read", &log))?;
         let arguments = split(text.lines().next().unwrap_or_default());
-        let seed = stage.file("seed.img");
-        std::fs::copy(member.join("seed.img"), &seed).map_err(Failure::io("copy", &seed))?;
-        let known_hosts = stage.file("known_hosts");
-        std::fs::copy(member.join("known_hosts"), &known_hosts)
-            .map_err(Failure::io("copy", &known_hosts))?;
-        let port = free_port()?;
-        let config = stage.file("bare_ssh_config");
-        let text = direct(&vm.ssh_config(Path::new("fleetbox"))?, &known_hosts, "127.0.0.1", port);
+        let file = |what: &str| stage.file(&format!("bare-{}-{what}", vm.name()));
+        let kept = |name: &str| -> Outcome<PathBuf> {
+            let to = file(name);
+            std::fs::copy(member.join(name), &to).map_err(Failure::io("copy", &to))?;
+            Ok(to)
+        };
+        let (seed, known_hosts) = (kept("seed.img")?, kept("known_hosts")?);
+        let config = file("ssh_config");
+        let text = direct(&vm.ssh_config(Path::new("fleetbox"))?, &known_hosts, &at.0, at.1);
         std::fs::write(&config, text).map_err(Failure::io("write", &config))?;
-        Ok(Self { arguments, seed, config, host: vm.name().to_owned(), port })
+        let (disk, console) = (file("disk.qcow2"), file("console.log"));
+        Ok(Self { arguments, seed, disk, console, config, host: vm.name().to_owned(), at, network })
     }
 
     /// Boots it on a new disk and waits for the first output.
     pub(super) fn boot(&self, stage: &Stage, image: &Image) -> Outcome<Duration> {
-        let (disk, console) = (stage.file("bare.qcow2"), stage.file("bare.log"));
-        let mut create = process::command("qemu-img");
-        create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]);
-        process::run(create.args([&image.path, &disk]).arg("20G"))?;
-        let mut qemu = self.command(&disk, &console)?;
+        let mut qemu = self.command(image)?;
         let began = Instant::now();
-        let mut monitor =
-            Monitor(qemu.spawn().map_err(|e| Failure::new(format!("failed to run QEMU: {e}")))?);
+        let mut monitor = spawn(&mut qemu)?;
+        self.wait(stage, &mut monitor)?;
+        Ok(began.elapsed())
+    }
+
+    /// Boots it on a new disk.
+    pub(super) fn start(&self, image: &Image) -> Outcome<Monitor> {
+        spawn(&mut self.command(image)?)
+    }
+
+    /// Waits for its first output.
+    pub(super) fn wait(&self, stage: &Stage, monitor: &mut Monitor) -> Outcome<()> {
+        let began = Instant::now();
         let mut pause = POLL_FIRST;
         loop {
-            if self.greets() && process::run(&mut self.ssh()).is_ok() {
-                return Ok(began.elapsed());
+            if self.greets() && process::run(&mut self.ssh("uname")).is_ok() {
+                return Ok(());
             }
             if let Ok(Some(status)) = monitor.0.try_wait() {
                 return Err(Failure::new(format!("bare QEMU ended with {status}")));
@@ -94,7 +125,7 @@ impl Kept {
     /// and then waits longer and longer between its tries to reach it: short looks are faster.
     fn greets(&self) -> bool {
         let look = || -> std::io::Result<bool> {
-            let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+            let mut stream = TcpStream::connect((self.at.0.as_str(), self.at.1))?;
             stream.set_read_timeout(Some(GREETING_WAIT))?;
             let mut word = [0; 4];
             stream.read_exact(&mut word)?;
@@ -103,23 +134,21 @@ impl Kept {
         look().unwrap_or(false)
     }
 
-    /// Without a limit of its own: a slow login must not have to begin again.
-    fn ssh(&self) -> Command {
+    /// A line run in the guest. Without a limit of its own: a slow login must not have to begin again.
+    pub(super) fn ssh(&self, line: &str) -> Command {
         let mut ssh = process::command("ssh");
         ssh.args(["-o", "BatchMode=yes", "-F"]);
-        ssh.arg(&self.config).arg(&self.host).arg("uname");
+        ssh.arg(&self.config).arg(&self.host).arg(line);
         ssh
     }
 
-    fn command(&self, disk: &Path, console: &Path) -> Outcome<Command> {
+    fn command(&self, image: &Image) -> Outcome<Command> {
         let Some((program, arguments)) = self.arguments.split_first() else {
             return Err(Failure::new("the monitor's log does not begin with its command line"));
         };
-        let network = format!(
-            "user,id=net0,net={NETWORK},host={GATEWAY},dhcpstart={LEASES_FROM},\
-             hostfwd=tcp:127.0.0.1:{}-{}:22",
-            self.port, "10.213.77.10"
-        );
+        let mut create = process::command("qemu-img");
+        create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]);
+        process::run(create.args([&image.path, &self.disk]).arg("20G"))?;
         let mut qemu = process::command(program);
         for pair in arguments.chunk_by(|_, next| !next.starts_with('-')) {
             let [option, value @ ..] = pair else { continue };
@@ -127,7 +156,7 @@ impl Kept {
                 qemu.arg(option);
                 continue;
             };
-            match redirect(value, disk, &self.seed, console, &network) {
+            match redirect(value, &self.disk, &self.seed, &self.console, &self.network) {
                 Some(value) => qemu.arg(option).arg(value),
                 None => continue,
             };
@@ -135,6 +164,10 @@ impl Kept {
         qemu.stdout(Stdio::null()).stderr(Stdio::inherit());
         Ok(qemu)
     }
+}
+
+fn spawn(qemu: &mut Command) -> Outcome<Monitor> {
+    qemu.spawn().map(Monitor).map_err(|e| Failure::new(format!("failed to run QEMU: {e}")))
 }
 
 /// The value of an option with our files and fds replaced; none if the option is about one we do
@@ -152,8 +185,8 @@ fn redirect(
         format!("{}{}{}", &value[..begin], path.display(), &value[end..])
     };
     Some(match value {
-        _ if value.contains("id=disk0,") => file("file=", disk),
-        _ if value.contains("id=seed0,") => file("file=", seed),
+        _ if value.contains("node-name=file0,") => file("filename=", disk),
+        _ if value.contains("node-name=seed0,") => file("filename=", seed),
         _ if value.contains("id=console0,") => file("path=", console),
         _ if value.starts_with("tap,") => network.to_owned(),
         _ if value.contains("qmp0") => return None,
@@ -231,8 +264,10 @@ mod tests {
         let redirected = |value| {
             redirect(value, Path::new("/d"), Path::new("/s"), Path::new("/c"), "user,id=net0")
         };
-        let disk = redirected("if=none,id=disk0,file=/x/disk.qcow2,format=qcow2,cache=unsafe");
-        assert_eq!(disk.unwrap(), "if=none,id=disk0,file=/d,format=qcow2,cache=unsafe");
+        let disk = redirected("driver=file,filename=/x/disk.qcow2,node-name=file0,discard=unmap");
+        assert_eq!(disk.unwrap(), "driver=file,filename=/d,node-name=file0,discard=unmap");
+        let above = "driver=qcow2,node-name=disk0,file=file0,discard=unmap";
+        assert_eq!(redirected(above).unwrap(), above);
         assert_eq!(
             redirected("file,id=console0,path=/x/c.log").unwrap(),
             "file,id=console0,path=/c"

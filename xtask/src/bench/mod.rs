@@ -11,6 +11,7 @@ mod crates;
 mod holder;
 mod image;
 mod kvm;
+mod net;
 mod report;
 mod sample;
 mod ssh;
@@ -40,6 +41,9 @@ const FIGURES: &[(&str, &str, Measure)] = &[
     ("warm-command", "a command over the warm connection, against ssh", ssh::warm_command),
     ("copy-to-guest", "200 MB into the guest, against scp", ssh::copy_to_guest),
     ("copy-from-guest", "200 MB out of the guest, against scp", ssh::copy_from_guest),
+    ("net-ready", "a cluster's network with 3 and 32 taps, against ip", net::ready::ready),
+    ("net-throughput", "guest to guest, against a bridge by hand", net::flow::throughput),
+    ("net-faults", "what links are asked for and what they do", net::faults::faults),
     (KVM, "cloud-hypervisor against QEMU and against itself alone", kvm::kvm),
 ];
 
@@ -49,7 +53,7 @@ pub(crate) const KVM: &str = "kvm";
 /// What to measure. Exits with 1 if a figure could not be measured or its bound does not hold.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Figures to measure [default: all but kvm]
+    /// Figures to measure; `net` stands for all `net-…` [default: all but kvm]
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Runs the median is taken of [default: 5, cold boots 3, what takes milliseconds more]
@@ -88,14 +92,17 @@ pub(crate) fn run(root: &Path, args: &Args) -> Outcome<bool> {
 }
 
 fn choose(names: &[String]) -> Outcome<Vec<(&'static str, &'static str, Measure)>> {
-    if let Some(unknown) = names.iter().find(|name| FIGURES.iter().all(|f| f.0 != **name)) {
+    let is = |figure: &str, name: &str| {
+        figure.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    if let Some(unknown) = names.iter().find(|name| FIGURES.iter().all(|f| !is(f.0, name))) {
         let known: Vec<&str> = FIGURES.iter().map(|f| f.0).collect();
         return Err(Failure::new(format!(
             "there is no figure {unknown}; there are {}",
             known.join(", ")
         )));
     }
-    let named = |name: &str| names.iter().any(|n| n == name);
+    let named = |figure: &str| names.iter().any(|name| is(figure, name));
     let wanted = |name: &str| named(name) || (names.is_empty() && name != KVM);
     Ok(FIGURES.iter().filter(|f| wanted(f.0)).copied().collect())
 }
@@ -128,6 +135,8 @@ mod tests {
         assert_eq!(choose(&[]).unwrap().len(), FIGURES.len() - 1);
         assert_eq!(choose(&[KVM.to_owned()]).unwrap().len(), 1);
         assert_eq!(choose(&["version".to_owned()]).unwrap()[0].0, "version");
+        assert_eq!(choose(&["net".to_owned()]).unwrap().len(), 3);
+        assert!(choose(&["ne".to_owned()]).is_err());
         for (at, figure) in FIGURES.iter().enumerate() {
             assert!(FIGURES[at + 1..].iter().all(|other| other.0 != figure.0), "{}", figure.0);
         }

@@ -34,6 +34,10 @@ pub(super) enum Bound {
     TimesAsFast(f64),
     /// Ours over the peer's: how many times as long we take.
     TimesAsLong(f64),
+    /// Ours over the peer's, where more is better.
+    ShareOf(f64),
+    /// Ours, in the row's unit: what was asked for, and by how much it may be missed.
+    Asked(f64, f64),
 }
 
 impl Row {
@@ -57,6 +61,14 @@ impl Row {
             Bound::TimesAsLong(most) => {
                 let ratio = peer.map(|peer| ours / peer);
                 (format!("ours/peer ≤ {most}"), ratio, ratio.is_some_and(|r| r <= most))
+            }
+            Bound::ShareOf(least) => {
+                let ratio = peer.map(|peer| ours / peer);
+                (format!("ours/peer ≥ {least}"), ratio, ratio.is_some_and(|r| r >= least))
+            }
+            Bound::Asked(asked, margin) => {
+                let holds = (ours - asked).abs() <= margin;
+                (format!("{asked} ± {margin} {unit}"), None, holds)
             }
         };
         Self {
@@ -170,6 +182,12 @@ mod tests {
         assert!(holds((105.0, Some(100.0)), Bound::TimesAsLong(1.05)));
         assert!(!holds((106.0, Some(100.0)), Bound::TimesAsLong(1.05)));
         assert!(!holds((1.0, None), Bound::TimesAsFast(1.0)));
+        assert!(holds((90.0, Some(100.0)), Bound::ShareOf(0.9)));
+        assert!(!holds((89.0, Some(100.0)), Bound::ShareOf(0.9)));
+        assert!(!holds((89.0, None), Bound::ShareOf(0.9)));
+        assert!(holds((8.6, None), Bound::Asked(10.0, 1.5)));
+        assert!(!holds((8.4, None), Bound::Asked(10.0, 1.5)));
+        assert!(!holds((f64::NAN, None), Bound::Asked(10.0, 1.5)));
     }
 
     #[test]

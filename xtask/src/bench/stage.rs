@@ -14,6 +14,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use super::net::Pair;
 use super::report;
 use crate::failure::{Failure, Outcome};
 use crate::process;
@@ -32,6 +33,7 @@ pub(super) struct Stage {
     files: TempDir,
     cli: OnceCell<PathBuf>,
     guest: OnceCell<Guest>,
+    pair: OnceCell<Pair>,
 }
 
 /// The running guest that the figures about SSH share.
@@ -80,6 +82,7 @@ impl Stage {
             files,
             cli: OnceCell::new(),
             guest: OnceCell::new(),
+            pair: OnceCell::new(),
         })
     }
 
@@ -188,13 +191,31 @@ impl Stage {
         Ok(self.guest.get_or_init(|| Guest { vm, config }))
     }
 
-    /// Ends the guest; everything else goes with the value.
-    pub(super) fn close(mut self) -> Outcome<()> {
-        match self.guest.take() {
-            // Also after an interrupt, so not by `wait`.
-            Some(guest) => Ok(self.runtime.block_on(guest.vm.destroy())?),
-            None => Ok(()),
+    /// The two guests on one network that the figures about networks share, booted by the first who
+    /// asks.
+    pub(super) fn pair(&self) -> Outcome<&Pair> {
+        if let Some(pair) = self.pair.get() {
+            return Ok(pair);
         }
+        let pair = Pair::start(self)?;
+        Ok(self.pair.get_or_init(|| pair))
+    }
+
+    /// Ends the guests; everything else goes with the value.
+    pub(super) fn close(mut self) -> Outcome<()> {
+        let (guest, pair) = (self.guest.take(), self.pair.take());
+        // Also after an interrupt, so not by `wait`.
+        self.runtime.block_on(async {
+            let one = match guest {
+                Some(guest) => guest.vm.destroy().await,
+                None => Ok(()),
+            };
+            let two = match pair {
+                Some(pair) => pair.cluster.destroy().await,
+                None => Ok(()),
+            };
+            Ok(one.and(two)?)
+        })
     }
 }
 

@@ -98,7 +98,7 @@ pub(crate) struct Plan {
     #[arg(value_name = "CLUSTER", add = ArgValueCompleter::new(complete::names))]
     pub name: String,
     /// What it is drawn from: the same seed and settings are the same schedule [default: drawn]
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
     pub seed: Option<u64>,
     /// How long all of it takes: 90s, 5m
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = super::net::time)]

@@ -6,10 +6,12 @@ mod fault;
 mod image;
 mod logs;
 mod ls;
+mod machine;
 mod net;
 mod port;
 mod prune;
 mod rm;
+mod run;
 mod shell;
 mod ssh;
 mod up;
@@ -30,6 +32,7 @@ pub(crate) async fn run(command: Command) -> Outcome {
         Command::Up(args) => up::run(args).await,
         Command::Down(args) => down::run(args).await,
         Command::Ls(args) => ls::run(args).await,
+        Command::Run(args) => run::run(args).await,
         Command::Ssh(args) => ssh::run(args).await,
         Command::Exec(Exec { name, tty, command }) => ssh::run(Ssh { name, tty, command }).await,
         Command::Cp(args) => cp::run(args).await,

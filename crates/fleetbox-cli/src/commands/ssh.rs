@@ -1,4 +1,4 @@
-//! `ssh`, `exec` and the proxy for OpenSSH: a guest's command with this process's own standard
+//! `ssh`, `exec`, `run`'s command and the proxy for OpenSSH: a guest's command with this process's own standard
 //! streams, and its exit code.
 
 use std::io;
@@ -31,9 +31,13 @@ const SIGNALS: &[(&str, u8)] = &[
 ];
 
 pub(super) async fn run(args: Ssh) -> Outcome {
-    let vm = Vm::find(&args.name)?;
-    let in_terminal = (args.tty || args.command.is_empty()) && terminal::is_interactive();
-    let mut command = match args.command.as_slice() {
+    in_vm(&Vm::find(&args.name)?, args.tty, &args.command).await
+}
+
+/// Without words it is a shell. Ends with the command's own code.
+pub(super) async fn in_vm(vm: &Vm, tty: bool, words: &[String]) -> Outcome {
+    let in_terminal = (tty || words.is_empty()) && terminal::is_interactive();
+    let mut command = match words {
         [] => vm.shell("exec \"${SHELL:-/bin/sh}\" -l"),
         // As ssh(1) does: one word may be a whole line of shell, several are joined to one.
         words => vm.shell(words.join(" ")),

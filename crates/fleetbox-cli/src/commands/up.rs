@@ -81,33 +81,12 @@ fn cluster(args: &Up, display: &Display, builder: ClusterBuilder) -> ClusterBuil
 }
 
 fn options(args: &Up, vm: VmBuilder) -> VmBuilder {
-    let mut builder = vm.detached(true);
-    if let Some(image) = &args.image {
-        builder = builder.image(image);
-    }
-    if let Some(cpus) = args.cpus {
-        builder = builder.cpus(cpus);
-    }
-    if let Some(memory_mib) = args.memory {
-        builder = builder.memory_mib(memory_mib);
-    }
-    if let Some(disk_gib) = args.disk {
-        builder = builder.disk_gib(disk_gib);
-    }
-    if let Some(arch) = args.arch {
-        builder = builder.arch(arch);
-    }
-    if args.nested {
-        builder = builder.nested_virt(true);
-    }
+    let mut builder = args.machine.of(vm.detached(true));
     if args.durable {
         builder = builder.durable(true);
     }
-    if let Some(backend) = args.backend {
-        builder = builder.backend(backend);
-    }
-    if let Some(timeout) = args.timeout {
-        builder = builder.timeout(timeout);
+    if args.host_routable {
+        builder = builder.host_routable(true);
     }
     builder
 }
@@ -118,7 +97,11 @@ fn print(infos: &[VmInfo], format: Format) -> std::io::Result<()> {
     }
     let mut out = std::io::stdout().lock();
     for vm in infos {
-        writeln!(out, "{} {} {}", vm.name, vm.state, vm.address)?;
+        write!(out, "{} {} {}", vm.name, vm.state, vm.address)?;
+        match vm.host_address {
+            Some(address) => writeln!(out, " {address}")?,
+            None => writeln!(out)?,
+        }
     }
     Ok(())
 }

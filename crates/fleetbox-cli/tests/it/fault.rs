@@ -24,6 +24,32 @@ fn machines_are_broken_by_name_or_all_of_a_cluster() {
 }
 
 #[test]
+fn a_bad_disk_stays_until_it_is_healed_and_networks_are_apart() {
+    let home = Home::new();
+    home.ok(["up", "node", "-n", "2", "--backend", "fake", "--durable"]);
+    assert!(home.ok(["ls", "-o", "json"]).contains("\"durable\": true"));
+    home.ok(["fault", "disk", "node", "--iops", "20", "--write-errors"]);
+    home.ok(["net", "isolate", "node-1"]);
+    let shown = home.ok(["net", "show", "node", "-o", "json"]);
+    let shown: Vec<serde_json::Value> = serde_json::from_str(&shown).unwrap();
+    let bad = shown.iter().find(|fault| fault["vm"] == "node-2").unwrap();
+    assert_eq!((&bad["fault"], &bad["disk"]["iops"]), (&"disk".into(), &20.into()));
+    assert_eq!(bad["summary"], "disk node-2 --iops 20 --write-errors");
+    home.ok(["net", "heal", "node"]);
+    assert_eq!(home.ok(["net", "show", "node"]).matches("disk node-").count(), 2);
+    home.ok(["fault", "disk", "node-1", "--heal"]);
+    assert!(!home.ok(["net", "show", "node"]).contains("node-1"));
+    home.run(["fault", "disk", "node-2"]).fails(2, &["--iops"]);
+    home.run(["fault", "disk", "node-2", "--iops", "0"]).refused(2, &["1 or more"]);
+    home.run(["fault", "disk", "node-2", "--iops", "5", "--heal"]).fails(2, &["--heal"]);
+    // There is no guest whose disk could be filled.
+    home.run(["fault", "disk", "node-2", "--leave-mib", "0"]).refused(3, &["cannot"]);
+    home.ok(["down", "node-2"]);
+    home.run(["fault", "disk", "node-2", "--iops", "5"]).refused(1, &["not running"]);
+    home.ok(["rm", "-f", "node"]);
+}
+
+#[test]
 fn prune_tells_what_it_removed_and_spares_the_rest() {
     let home = Home::new();
     home.ok(["up", "kept", "--backend", "fake"]);

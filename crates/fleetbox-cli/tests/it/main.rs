@@ -34,6 +34,9 @@ mod peers;
 mod plan;
 mod process;
 mod real;
+#[cfg(feature = "unstable-fake")]
+mod routable;
+mod run;
 mod shell;
 #[cfg(feature = "unstable-fake")]
 mod sudo;

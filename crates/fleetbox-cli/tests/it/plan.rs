@@ -102,7 +102,7 @@ fn what_is_no_plan_is_refused() {
     refused(2, "plan node --over 0s", &["millisecond"]);
     refused(2, "plan node --over 8days", &["a week"]);
     refused(2, "plan node --over soon", &["no time"]);
-    refused(2, "plan node --seed=-1", &["--seed"]);
+    refused(2, "plan node --seed -1", &["--seed"]);
     refused(2, "plan node --kinds fire", &["possible values", "power-cut"]);
     refused(2, "plan node --mean-gap 1ms --over 1h", &["more than 10000 faults"]);
     refused(1, "plan nobody", &["nobody"]);
@@ -111,7 +111,7 @@ fn what_is_no_plan_is_refused() {
         run(&mut home.command(["fault", "replay", "node", "-"]), text.as_bytes())
             .refused(code, said);
     };
-    replay("1s +1s isolate node-1\nhello", 2, &["line 2", "not whole"]);
+    replay("1s +1s isolate node-1\nhello", 2, &["line 2", "no time"]);
     replay("1s +1s isolate node-9", 1, &["node-9", "did you mean"]);
     replay("1s +1s clock node-1 --by=-1h", 3, &["cannot"]);
     assert_eq!(home.ok(["fault", "timeline", "node"]), before);

@@ -158,6 +158,12 @@ impl ClusterBuilder {
         self.every(|vm| vm.ephemeral(ephemeral))
     }
 
+    /// Whether the host is to reach the members by addresses of their own, as
+    /// [`VmBuilder::host_routable`].
+    pub fn host_routable(self, host_routable: bool) -> Self {
+        self.every(|vm| vm.host_routable(host_routable))
+    }
+
     /// How long each guest may take until it answers, as [`VmBuilder::timeout`]. It counts from the
     /// guest's own boot: waiting for room is not in it.
     pub fn timeout(self, timeout: Duration) -> Self {

@@ -5,10 +5,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use tokio::net::UnixStream;
 
 use super::PROTOCOL;
@@ -111,6 +109,10 @@ impl Client {
     pub(crate) async fn note(&self, vm: &Name, note: Note) -> Result<()> {
         let request = Request::Note { vm: vm.clone(), note };
         self.done(request, REPLY_WAIT).await.map_err(|e| about(vm, e))
+    }
+
+    pub(crate) async fn route_to_host(&self) -> Result<()> {
+        self.done(Request::RouteToHost, REPLY_WAIT).await
     }
 
     pub(crate) async fn close(&self) -> Result<()> {
@@ -280,26 +282,6 @@ impl CaptureHold {
             Ok(Some(other)) => Err(unexpected(&other)),
             Ok(None) => Err(died(None)),
             Err(e) => Err(died(Some(e))),
-        }
-    }
-}
-
-impl CaptureHold {
-    /// Ends it, and blocks the thread until the holder has written all, or for so long at most.
-    pub(crate) fn end_blocking(self, limit: Duration) -> io::Result<()> {
-        self.frames.end()?;
-        let socket = self.frames.socket()?;
-        let deadline = Instant::now() + limit;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let left = Timespec::try_from(left).map_err(io::Error::other)?;
-            // The reply, or the holder's end.
-            match poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&left)) {
-                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-                Ok(_) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
         }
     }
 }

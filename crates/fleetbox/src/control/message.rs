@@ -131,6 +131,8 @@ pub(crate) enum Request {
         vm: Name,
         note: Note,
     },
+    /// Gives members addresses that the host reaches, now and later; nothing to do if they have.
+    RouteToHost,
     /// Ends the holder and all it holds.
     Close,
 }
@@ -197,6 +199,9 @@ pub(crate) struct MemberStatus {
     #[serde(default)]
     pub paused: bool,
     pub address: Ipv4Addr,
+    /// Where the host reaches it, if it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_address: Option<Ipv4Addr>,
     /// Why the monitor ended, if it did.
     #[serde(default)]
     pub ended: Option<String>,
@@ -298,6 +303,7 @@ mod tests {
             r#"{"protocol":1,"op":"capture","vm":"a"}"#,
             r#"{"protocol":1,"op":"capture"}"#,
             r#"{"protocol":1,"op":"connect_udp","vm":"a","port":53}"#,
+            r#"{"protocol":1,"op":"route_to_host"}"#,
             r#"{"protocol":1,"op":"publish","vm":"a","port":80,"listen":"0.0.0.0:80"}"#,
             r#"{"protocol":1,"op":"outage","vm":"a","outage":"paused"}"#,
             r#"{"protocol":1,"op":"outage","vm":"a","outage":"off"}"#,
@@ -311,6 +317,11 @@ mod tests {
         )
         .unwrap();
         assert!(matches!(reply, Reply::Status(s) if s.members[0].running));
+        let reply: Reply = serde_json::from_str(
+            r#"{"status":{"version":"0.1.0","members":[{"vm":"web","running":true,"address":"10.9.0.10","host_address":"198.19.3.10"}]}}"#,
+        )
+        .unwrap();
+        assert!(matches!(reply, Reply::Status(s) if s.members[0].host_address.is_some()));
     }
 
     #[test]

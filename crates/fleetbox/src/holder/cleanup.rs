@@ -12,16 +12,18 @@ use crate::store::paths::ClusterPaths;
 use crate::store::record::VmRecord;
 
 /// Waits for the holder to end in whatever way and tidies up after it.
-pub(super) fn ward(dir: &ClusterPaths, holder: Pid) {
+pub(super) fn ward(dir: &ClusterPaths, label: &str, holder: Pid) {
     // The warden has no business with the log any more; errors have nowhere to go and the next
     // command sweeps again.
     while let Err(rustix::io::Errno::INTR) = waitpid(Some(holder), WaitOptions::empty()) {}
+    drop(crate::net::remove_host_links(label));
     drop(sweep_if_free(dir));
 }
 
 /// Sweeps unless somebody else is at work on the cluster; they sweep themselves. Tells what went.
 pub(crate) fn sweep_if_free(dir: &ClusterPaths) -> Result<Vec<PathBuf>> {
     let Some(holder) = lock::try_lock(&dir.holder_lock())? else { return Ok(Vec::new()) };
+    remove_links(dir);
     let mut removed = Vec::new();
     if dir.socket().exists() {
         remove_file(&dir.socket())?;
@@ -41,6 +43,7 @@ pub(crate) fn sweep(dir: &ClusterPaths) -> Result<()> {
     let Some(_holder) = lock::try_lock(&dir.holder_lock())? else {
         return remove_half_made(dir).map(drop);
     };
+    remove_links(dir);
     remove_file(&dir.socket())?;
     remove_half_made(dir)?;
     for entry in entries(dir.dir())? {
@@ -49,6 +52,15 @@ pub(crate) fn sweep(dir: &ClusterPaths) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes what leads from the host to a holder that is dead: a socket that a program still has keeps
+/// the cluster's network, and with it the link. Not a reason to fail: whoever may not remove it did not
+/// make it.
+fn remove_links(dir: &ClusterPaths) {
+    if let Err(e) = crate::net::remove_host_links(&dir.link_label()) {
+        tracing::warn!("remove the host's links to {}: {e}", dir.dir().display());
+    }
 }
 
 fn remove_leftovers(dir: &ClusterPaths) -> Result<Vec<PathBuf>> {

@@ -16,7 +16,7 @@ mod state;
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::control::PROTOCOL;
 use crate::control::message::{Envelope, Reply, Request, WireError};
@@ -40,22 +40,25 @@ pub(crate) fn enter(mut control: UnixStream) -> ! {
     // A fresh process always may; a failure would only leave it in its spawner's session.
     let _ = rustix::process::setsid();
     let opened = opening(&mut control).and_then(|dir| {
+        let began = Instant::now();
+        // Known to both sides of the fork.
+        let label = format!("{}{}", dir.link_label(), std::process::id());
         namespaces()?;
         let forked = namespace::fork()
             .map_err(|e| Error::new(ErrorKind::HostUnsupported, "fork the holder").source(e))?;
-        Ok((dir, forked))
+        Ok((dir, label, began, forked))
     });
     match opened {
-        Ok((dir, Forked::Parent(holder))) => {
+        Ok((dir, label, _, Forked::Parent(holder))) => {
             drop(control);
-            cleanup::ward(&dir, holder);
+            cleanup::ward(&dir, &label, holder);
             namespace::exit_now(0)
         }
-        Ok((dir, Forked::Child)) => {
+        Ok((dir, label, began, Forked::Child)) => {
             // tokio must not run on a thread whose locals were never set up by `main`.
             let run = std::thread::Builder::new()
                 .name("holder".into())
-                .spawn(move || run(&dir, control))
+                .spawn(move || run(&dir, label, began, control))
                 .map(std::thread::JoinHandle::join);
             namespace::exit_now(i32::from(!matches!(run, Ok(Ok(Ok(()))))))
         }
@@ -175,7 +178,7 @@ fn refuse(control: &mut UnixStream, error: &Error) {
 }
 
 /// The holder proper: pid 1 of its namespace.
-fn run(dir: &ClusterPaths, mut control: UnixStream) -> Result<()> {
+fn run(dir: &ClusterPaths, label: String, began: Instant, mut control: UnixStream) -> Result<()> {
     tracing_subscriber::fmt()
         .with_ansi(false)
         .with_writer(io::stderr)
@@ -186,9 +189,9 @@ fn run(dir: &ClusterPaths, mut control: UnixStream) -> Result<()> {
         .build()
         .map_err(|e| Error::new(ErrorKind::Internal, "start a runtime").source(e))?;
     let outcome = runtime.block_on(async {
-        let ready = make_ready(dir).await;
+        let ready = make_ready(dir, began).await;
         match ready {
-            Ok(ready) => server::serve(dir, ready, control).await,
+            Ok(ready) => server::serve(dir, label, ready, control).await,
             Err(error) => {
                 tracing::error!("{}", error.report());
                 refuse(&mut control, &error);
@@ -210,7 +213,7 @@ struct Ready {
     timeline: Appender,
 }
 
-async fn make_ready(dir: &ClusterPaths) -> Result<Ready> {
+async fn make_ready(dir: &ClusterPaths, began: Instant) -> Result<Ready> {
     let lock_path = dir.holder_lock();
     let lock =
         tokio::time::timeout(LOCK_WAIT, lock::lock(&lock_path, || ())).await.map_err(|_| {
@@ -221,6 +224,8 @@ async fn make_ready(dir: &ClusterPaths) -> Result<Ready> {
             .hint("it may be hanging: see holder.log, end it with `fleetbox down`")
         })??;
     let (network, listeners) = Network::start()?;
+    // `xtask bench` reads this line, and that of a tap.
+    tracing::info!("the network is there after {} us", began.elapsed().as_micros());
     let listener = bind(&dir.socket())?;
     let timeline = Appender::open(dir)?;
     Ok(Ready { _lock: lock, listener, network, listeners, timeline })

@@ -31,13 +31,14 @@ const FAREWELL_WAIT: Duration = Duration::from_millis(200);
 /// Serves until the holder's life is over, then ends its machines.
 pub(super) async fn serve(
     dir: &ClusterPaths,
+    label: String,
     ready: Ready,
     opener: std::os::unix::net::UnixStream,
 ) -> Result<()> {
     let Ready { _lock, listener, network, listeners, timeline } = ready;
     let internal = |e| Error::new(ErrorKind::Internal, "start serving").source(e);
     let names = Names::default();
-    let state = State::new(dir.clone(), network, names.clone(), timeline);
+    let state = State::new(dir.clone(), label, network, names.clone(), timeline);
     serve_guests(listeners, names, state.rules()).map_err(internal)?;
     let listener = UnixListener::from_std(listener).map_err(internal)?;
     opener.set_nonblocking(true).map_err(internal)?;
@@ -71,6 +72,7 @@ pub(super) async fn serve(
     drop(listener);
     drop(std::fs::remove_file(dir.socket()));
     state.kill_all().await;
+    state.leave_host().await;
     state.note(None, What::HolderEnded);
     tokio::time::sleep(FAREWELL_WAIT).await;
     Ok(())
@@ -222,6 +224,10 @@ async fn answer(
         Request::Faults => Reply::Faults(state.active_faults().await),
         Request::Note { vm, note } => {
             state.note_for(&vm, &note)?;
+            Reply::Done
+        }
+        Request::RouteToHost => {
+            state.route_to_host().await?;
             Reply::Done
         }
         Request::Close => {

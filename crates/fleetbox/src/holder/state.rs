@@ -16,12 +16,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, watch};
 use tokio::task::AbortHandle;
 
 use crate::backend::{self, BootPlan, Machine};
 use crate::control::message::{Booted, Event, HolderStatus, MemberStatus};
 use crate::error::{Error, ErrorKind, Result};
+use crate::net::plan::HostSubnet;
 use crate::net::{Names, Network, RuleSet};
 use crate::spec::Name;
 use crate::store::paths::ClusterPaths;
@@ -32,6 +34,8 @@ use self::faults::Faults;
 /// One cluster's holder.
 pub(super) struct State {
     dir: ClusterPaths,
+    /// What the link to the host is marked with.
+    label: String,
     network: Network,
     names: Names,
     inner: Mutex<Inner>,
@@ -39,6 +43,8 @@ pub(super) struct State {
     faults: tokio::sync::Mutex<Faults>,
     rules: watch::Sender<RuleSet>,
     timeline: Mutex<Appender>,
+    /// How the host reaches members, once it was asked for.
+    host_subnet: tokio::sync::OnceCell<HostSubnet>,
     /// Counts what keeps the holder alive.
     life: watch::Sender<Life>,
 }
@@ -110,6 +116,7 @@ impl Drop for Holding {
 impl State {
     pub(super) fn new(
         dir: ClusterPaths,
+        label: String,
         network: Network,
         names: Names,
         timeline: Appender,
@@ -119,6 +126,8 @@ impl State {
             faults: tokio::sync::Mutex::new(Faults::new(network.clone())),
             rules: watch::Sender::default(),
             timeline: Mutex::new(timeline),
+            host_subnet: tokio::sync::OnceCell::new(),
+            label,
             network,
             names,
             inner: Mutex::default(),
@@ -199,8 +208,29 @@ impl State {
     }
 
     pub(super) fn status(&self) -> HolderStatus {
-        let members = self.lock().members.values().map(Member::status).collect();
+        let subnet = self.host_subnet.get().copied();
+        let members = self.lock().members.values().map(|member| member.status(subnet)).collect();
         HolderStatus { version: env!("CARGO_PKG_VERSION").to_owned(), pid: None, members }
+    }
+
+    /// Lets the host reach members by addresses of their own; once is for the holder's life.
+    pub(super) async fn route_to_host(&self) -> Result<()> {
+        let route = || async {
+            // Mostly the same at every start, mostly another for every cluster.
+            let first = Sha256::digest(self.dir.link_label().as_bytes())[0];
+            self.network.route_to_host(self.label.clone(), first, self.dir.subnets_lock()).await
+        };
+        self.host_subnet.get_or_try_init(route).await.map(drop)
+    }
+
+    /// Takes back what [`State::route_to_host`] made: a socket of a guest that is gone may keep the
+    /// network, and with it the link, for minutes.
+    pub(super) async fn leave_host(&self) {
+        if self.host_subnet.initialized()
+            && let Err(e) = self.network.leave_host().await
+        {
+            tracing::warn!("remove the link to the host: {e}");
+        }
     }
 
     /// Boots a member, or reports that it runs already.
@@ -309,12 +339,13 @@ impl State {
 }
 
 impl Member {
-    fn status(&self) -> MemberStatus {
+    fn status(&self, subnet: Option<HostSubnet>) -> MemberStatus {
         MemberStatus {
             vm: self.plan.vm.clone(),
             running: !matches!(self.phase, Phase::Ended(_)),
             paused: self.paused && matches!(self.phase, Phase::Running(_)),
             address: self.plan.address,
+            host_address: subnet.map(|subnet| subnet.of(self.plan.address)),
             ended: match &self.phase {
                 Phase::Ended(why) => Some(why.clone()),
                 _ => None,

@@ -12,6 +12,7 @@ use crate::spec::{Name, VmSpec};
 
 /// What `start` was asked for.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "independent options, each set by name")]
 pub(crate) struct StartRequest {
     pub name: Name,
     /// The cluster it must be in; by default the one that has it, else the one its name suggests.
@@ -24,6 +25,7 @@ pub(crate) struct StartRequest {
     pub backend: Option<Backend>,
     pub detached: bool,
     pub ephemeral: bool,
+    pub host_routable: bool,
     pub timeout: Option<Duration>,
     pub progress: ProgressSink,
     pub trail: Trail,

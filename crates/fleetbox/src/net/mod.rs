@@ -22,7 +22,7 @@ pub(crate) use self::{
     capture::{Capture, Captured},
     dns::{Names, Resolver, serve as serve_dns},
     egress::serve as serve_egress,
-    linux::{Listeners, LocalName, Network},
+    linux::{Listeners, LocalName, Network, check_host_routable, remove_host_links},
     plane::{Plane, Wanted},
     policy::{RuleSet, Rules, Seen},
     relay::{Impairment, Mac, StagePlan},

@@ -19,6 +19,8 @@ pub(crate) struct Wanted {
     pub links: BTreeMap<u32, Vec<StagePlan>>,
     /// Whose guests have which MAC.
     pub macs: BTreeMap<u32, Mac>,
+    /// Taps that are not there yet.
+    pub booting: BTreeSet<u32>,
 }
 
 /// How they are treated now.
@@ -171,12 +173,14 @@ fn elements(
 fn lose_all(wanted: &Wanted, links: &mut BTreeMap<u32, Vec<StagePlan>>) {
     let impairment = Impairment { loss: 1.0, ..Impairment::default() };
     let lost = |from| StagePlan { id: u64::MAX, from, impairment, seed: 0 };
-    for (from, to) in &wanted.cuts {
+    // What is not there yet cannot be relayed; when it is, this is asked again.
+    let is_there = |tap: &u32| !wanted.booting.contains(tap);
+    for (from, to) in wanted.cuts.iter().filter(|(_, to)| is_there(to)) {
         if let Some(mac) = wanted.macs.get(from) {
             links.entry(*to).or_default().push(lost(Some(*mac)));
         }
     }
-    for tap in &wanted.isolated {
+    for tap in wanted.isolated.iter().filter(|tap| is_there(tap)) {
         links.entry(*tap).or_default().push(lost(None));
     }
 }

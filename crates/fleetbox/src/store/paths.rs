@@ -157,6 +157,18 @@ impl ClusterPaths {
         self.dir.join("timeline.old.jsonl")
     }
 
+    /// Held for the instant in which a cluster of this state root takes a subnet of the host.
+    pub(crate) fn subnets_lock(&self) -> PathBuf {
+        let root = self.dir.ancestors().nth(2).unwrap_or(&self.dir);
+        root.join("subnets.lock")
+    }
+
+    /// What links of the host that belong to this cluster are marked with first; what follows is their
+    /// holder.
+    pub(crate) fn link_label(&self) -> String {
+        format!("fleetbox {} of ", self.dir.display())
+    }
+
     pub(crate) fn member(&self, vm: &Name) -> MemberPaths {
         MemberPaths { dir: self.dir.join(vm) }
     }

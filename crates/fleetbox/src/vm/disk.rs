@@ -10,6 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Where the space goes that [`Vm::fill_disk`] takes.
 const FILL: &str = "/.fleetbox-fill";
+/// How much of a disk that is filled whole is written rather than reserved, at most.
+const WRITTEN_MIB: u32 = 32;
 /// No disk does more, and QEMU's limits end not far above.
 const IOPS_MAX: u64 = 10_000_000;
 const KIB_PER_S_MAX: u64 = 1 << 30;
@@ -115,12 +117,13 @@ impl Vm {
         self.command("rm").args(["-f", FILL]).sudo().run().await.map(drop)
     }
 
-    /// Fills the guest's root file system up to the last `left_mib` MiB, so that whoever writes more
-    /// is told that no space is left. It counts from the full space, not from what an earlier call
-    /// left, and lasts until [`Vm::heal_disk`], boots included.
+    /// Fills the guest's root file system up to the last `left_mib` MiB that others than root have, so
+    /// that whoever writes more is told that no space is left; 0 leaves none, not even to root, and
+    /// then next to nothing works. It counts from the full space, not from what an earlier call left,
+    /// and lasts until [`Vm::heal_disk`], boots included.
     ///
-    /// It is done in the guest, as root, by a file `/.fleetbox-fill`, which takes its space without
-    /// writing it. 0 takes the reserve too that root alone may use: then next to nothing works.
+    /// It is done in the guest, as root, by a file `/.fleetbox-fill`, which takes nearly all of its
+    /// space without writing it.
     ///
     /// Dropped before it is done, the guest may be filled in part.
     ///
@@ -140,15 +143,17 @@ impl Vm {
     /// ```
     pub async fn fill_disk(&self, left_mib: u32) -> Result<()> {
         self.able("fill its disk", |can| can.disk_fill)?;
-        // What a removed file had is free once that is written. Where there is no fallocate, zeros do.
+        // All there is, or what others than root have (statfs(2)). Of all, the last is written: a file
+        // system keeps some back from those who only reserve (ext4: 16 MiB, its `s_resv_clusters`).
+        let (count, written_mib) = if left_mib == 0 { ("%f", WRITTEN_MIB) } else { ("%a", 0) };
+        // What a removed file had is free once that is synced.
         let line = format!(
-            "rm -f {FILL}; sync -f /; set -- $(stat -f -c '%f %S' /)
-             take=$(($1 * $2 - {left_mib} * 1048576)); [ $take -gt 0 ] || exit 0
-             umask 077; fallocate -l $take {FILL} 2>/dev/null ||
-             dd if=/dev/zero of={FILL} bs=1M count=$(($take / 1048576)) status=none 2>/dev/null
+            "rm -f {FILL}; sync -f /; set -- $(stat -f -c '{count} %S' /); umask 077
+             take=$(($1 * $2 - ({left_mib} + {written_mib}) * 1048576))
+             [ $take -le 0 ] || fallocate -l $take {FILL} || exit 1
              [ {left_mib} -gt 0 ] ||
-             dd if=/dev/zero of={FILL} bs=4k oflag=append conv=notrunc status=none 2>/dev/null
-             set -- $(stat -f -c '%f %S' /); left=$(($1 * $2 / 1048576))
+             dd if=/dev/zero of={FILL} bs=64k oflag=append conv=notrunc status=none 2>/dev/null
+             sync -f /; set -- $(stat -f -c '{count} %S' /); left=$(($1 * $2 / 1048576))
              [ $left -le $(({left_mib} + 16)) ] || {{ echo \"$left MiB are left\" >&2; exit 1; }}"
         );
         self.command("sh").args(["-c", &line]).sudo().run().await.map(drop)

@@ -1,17 +1,40 @@
 //! Owns the ways to and from a [`Vm`] beside TCP for this host alone: datagrams, published ports,
 //! captures. Every call hands on to the holder.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use tokio::net::UdpSocket;
 
-use super::Vm;
+use super::{State, Vm};
 use crate::capture::Capture;
 use crate::error::{Error, ErrorKind, Result};
 
 impl Vm {
+    /// Where the host reaches the VM; none unless it was started
+    /// [so](crate::VmBuilder::host_routable), which only root can.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotRunning`]; else if the holder cannot be asked.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let web = fleetbox::Vm::builder("web").host_routable(true).start().await?;
+    /// if let Some(address) = web.host_address().await? {
+    ///     println!("http://{address}/");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn host_address(&self) -> Result<Option<IpAddr>> {
+        let info = self.info().await?;
+        if info.state == State::Stopped {
+            return Err(Error::not_running(self.name()));
+        }
+        Ok(info.host_address.map(IpAddr::V4))
+    }
+
     /// A UDP socket connected to a port of the guest: it sends there, and receives what comes from
     /// there. As with any datagrams, nobody need listen, and a port that is closed shows as
     /// [`ConnectionRefused`](std::io::ErrorKind::ConnectionRefused) of a later call on the socket.

@@ -4,8 +4,6 @@
 
 mod attribute;
 #[cfg(feature = "unstable-fake")]
-mod captures;
-#[cfg(feature = "unstable-fake")]
 mod cluster;
 mod conformance;
 mod etcd;

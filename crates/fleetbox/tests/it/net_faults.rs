@@ -149,6 +149,15 @@ async fn a_capture_has_what_passes_and_is_whole_at_any_time() -> Result<()> {
     assert_eq!(records(&of_one).len() as u64, one.frames);
     assert!(one.frames > 0);
 
+    let of_none = dir.path().join("none.pcap");
+    cluster.capture(&of_none).await?.discard().await?;
+    assert!(!of_none.exists());
+    let fails = async || -> Result<()> {
+        let _capture = cluster.capture(&of_none).await?;
+        Err(cluster.vm("nobody").unwrap_err())
+    };
+    fails().await.unwrap_err();
+    assert!(of_none.exists(), "what a failure leaves is gone");
     let error = cluster.capture(dir.path().join("no/such")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
     member.stop_within(Duration::ZERO).await?;

@@ -17,6 +17,10 @@ use crate::net::{
 };
 use crate::spec::Name;
 
+/// How long the end of a machine may take to be known.
+const GONE_POLL_FIRST: Duration = Duration::from_millis(2);
+const GONE_POLL_LAST: Duration = Duration::from_millis(512);
+
 /// What is broken, and what was done to break it.
 pub(super) struct Faults {
     active: BTreeMap<u64, Active>,
@@ -157,7 +161,14 @@ impl State {
             *now = rules;
             differs
         });
-        let network = plane.bring_about(&wanted(active(), &seats)).await;
+        let mut network = plane.bring_about(&wanted(active(), &seats)).await;
+        // A machine that ends takes its tap along before its end is on the books.
+        let mut pause = GONE_POLL_FIRST;
+        while is_gone(&network) && pause <= GONE_POLL_LAST {
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+            network = plane.bring_about(&wanted(active(), &self.seats())).await;
+        }
         // Whatever one of them says, the other follows.
         let disks = self.settle_disks(active().map(|(_, fault)| fault), disks).await;
         network.map_err(|e| failed("bring the network's faults about", e)).and(disks)
@@ -247,6 +258,7 @@ pub(super) fn named(fault: &Fault) -> Vec<&Name> {
 fn wanted<'a>(faults: impl Iterator<Item = (u64, &'a Fault)>, seats: &Seats) -> Wanted {
     let mut wanted = Wanted {
         macs: seats.values().map(|seat| (seat.tap, seat.mac)).collect(),
+        booting: seats.values().filter(|seat| !seat.runs).map(|seat| seat.tap).collect(),
         ..Wanted::default()
     };
     let tap = |vm: &Name| seats.get(vm).map(|seat| seat.tap);
@@ -353,6 +365,13 @@ fn impairment(link: Link) -> Impairment {
         reorder: link.reorder,
         bits_per_s: link.bandwidth_kbit_per_s.map(|kbit| kbit.saturating_mul(1000)),
     }
+}
+
+/// Whether an interface was not there any more.
+fn is_gone(outcome: &io::Result<()>) -> bool {
+    outcome
+        .as_ref()
+        .is_err_and(|e| matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENOENT | libc::ENXIO)))
 }
 
 fn failed(what: &str, source: io::Error) -> Error {

@@ -4,10 +4,12 @@
 use std::ffi::CString;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::RawFd;
 
 use netlink_bindings::rt_addr::{self, Ifaddrmsg};
 use netlink_bindings::rt_link::{self, IfinfoFlags, Ifinfomsg};
 use netlink_bindings::rt_neigh::{self, Ndtmsg};
+use netlink_bindings::rt_route::{self, RtmType, Rtmsg};
 use netlink_socket2::NetlinkSocket;
 
 /// A neighbour is asked for ten times a second instead of once, and given up after 3 s as before: a
@@ -122,6 +124,111 @@ pub(super) fn ask_neighbours_often(netlink: &mut NetlinkSocket, index: u32) -> i
         .push_mcast_probes(NEIGHBOUR_ASKED_TIMES)
         .end_nested();
     Ok(netlink.request(&request)?.recv_ack()?)
+}
+
+/// A veth with one end of that name, and both with an alias. Returns the other end's index.
+pub(super) fn add_veth(netlink: &mut NetlinkSocket, name: &str, alias: &str) -> io::Result<u32> {
+    let mut request =
+        rt_link::Request::new().set_create().set_excl().op_newlink_do(&Ifinfomsg::new());
+    request.encode().push_ifname(&CString::new(name)?).nested_linkinfo().push_kind(c"veth");
+    netlink.request(&request)?.recv_ack()?;
+    let mut request = rt_link::Request::new().op_getlink_do(&Ifinfomsg::new());
+    request.encode().push_ifname(&CString::new(name)?);
+    let mut replies = netlink.request(&request)?;
+    let (_, attributes) = replies.recv_one()?;
+    let peer = attributes.get_link().map_err(io::Error::other)?;
+    let mut request = rt_link::Request::new().op_setlink_do(&header(peer)?);
+    request.encode().push_ifalias(&CString::new(alias)?);
+    netlink.request(&request)?.recv_ack()?;
+    Ok(peer)
+}
+
+pub(super) fn rename(netlink: &mut NetlinkSocket, index: u32, name: &str) -> io::Result<()> {
+    let mut request = rt_link::Request::new().op_setlink_do(&header(index)?);
+    request.encode().push_ifname(&CString::new(name)?);
+    Ok(netlink.request(&request)?.recv_ack()?)
+}
+
+/// Moves it to the network namespace of that fd, where its name must not be taken.
+pub(super) fn move_to(netlink: &mut NetlinkSocket, index: u32, namespace: RawFd) -> io::Result<()> {
+    let mut request = rt_link::Request::new().op_setlink_do(&header(index)?);
+    request.encode().push_net_ns_fd(u32::try_from(namespace).map_err(io::Error::other)?);
+    Ok(netlink.request(&request)?.recv_ack()?)
+}
+
+/// The names of the links whose alias begins like this.
+pub(super) fn named(netlink: &mut NetlinkSocket, alias: &[u8]) -> io::Result<Vec<String>> {
+    let request = rt_link::Request::new().op_getlink_dump(&Ifinfomsg::new());
+    let mut replies = netlink.request(&request)?;
+    let mut names = Vec::new();
+    while let Some(reply) = replies.recv() {
+        let (_, attributes) = reply?;
+        if attributes.get_ifalias().is_ok_and(|found| found.to_bytes().starts_with(alias))
+            && let Ok(name) = attributes.get_ifname()
+        {
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// Every IPv4 network there is an address in or a route to, but for default routes.
+pub(super) fn networks(netlink: &mut NetlinkSocket) -> io::Result<Vec<(Ipv4Addr, u8)>> {
+    let mut networks = Vec::new();
+    let header = Ifaddrmsg { ifa_family: libc::AF_INET as u8, ..Ifaddrmsg::default() };
+    let request = rt_addr::Request::new().op_getaddr_dump(&header);
+    let mut replies = netlink.request(&request)?;
+    while let Some(reply) = replies.recv() {
+        let (header, attributes) = reply?;
+        if let Ok(IpAddr::V4(address)) = attributes.get_address() {
+            networks.push((address, header.ifa_prefixlen));
+        }
+    }
+    let header = Rtmsg { rtm_family: libc::AF_INET as u8, ..Rtmsg::default() };
+    let request = rt_route::Request::new().op_getroute_dump(&header);
+    let mut replies = netlink.request(&request)?;
+    while let Some(reply) = replies.recv() {
+        let (header, attributes) = reply?;
+        if let Ok(IpAddr::V4(network)) = attributes.get_dst()
+            && header.rtm_dst_len > 0
+        {
+            networks.push((network, header.rtm_dst_len));
+        }
+    }
+    Ok(networks)
+}
+
+/// What a route is about.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Route {
+    /// To this one address.
+    To(Ipv4Addr),
+    /// This /24 is the namespace's own.
+    Own(Ipv4Addr),
+}
+
+pub(super) fn add_route(netlink: &mut NetlinkSocket, route: Route, link: u32) -> io::Result<()> {
+    let (to, length, table, scope, kind) = match route {
+        Route::To(to) => (to, 32, libc::RT_TABLE_MAIN, libc::RT_SCOPE_LINK, RtmType::Unicast),
+        Route::Own(to) => (to, 24, libc::RT_TABLE_LOCAL, libc::RT_SCOPE_HOST, RtmType::Local),
+    };
+    let header = Rtmsg {
+        rtm_family: libc::AF_INET as u8,
+        rtm_dst_len: length,
+        rtm_table: table,
+        rtm_protocol: libc::RTPROT_STATIC,
+        rtm_scope: scope,
+        rtm_type: kind as u8,
+        ..Rtmsg::default()
+    };
+    let mut request = rt_route::Request::new().set_create().set_excl().op_newroute_do(&header);
+    request.encode().push_dst(IpAddr::V4(to)).push_oif(link);
+    Ok(netlink.request(&request)?.recv_ack()?)
+}
+
+fn header(index: u32) -> io::Result<Ifinfomsg> {
+    let ifi_index = i32::try_from(index).map_err(io::Error::other)?;
+    Ok(Ifinfomsg { ifi_index, ..Ifinfomsg::default() })
 }
 
 fn up_header(index: u32) -> io::Result<Ifinfomsg> {

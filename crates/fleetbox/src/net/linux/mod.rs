@@ -5,17 +5,19 @@
 //! network and still listens, connects and dials inside the cluster's.
 
 mod cut;
+mod host;
 mod link;
 mod local;
 mod nft;
 mod port;
+mod translate;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netlink_socket2::NetlinkSocket;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
@@ -23,6 +25,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 
 pub(crate) use self::cut::{Change, Cut};
+pub(crate) use self::host::{check_host_routable, remove_host_links};
 pub(crate) use self::local::LocalName;
 pub(crate) use self::port::HOST_SIDE;
 use super::plan;
@@ -97,10 +100,12 @@ impl Network {
     /// A new tap on the bridge, up. It goes when the fd and its copies do.
     pub(crate) async fn tap(&self, name: String) -> Result<OwnedFd> {
         self.run(move |netlink| {
+            let began = Instant::now();
             let tap = sys::tun::tap(&name)?;
             let bridge = link::index(netlink, BRIDGE)?;
             let tap_index = link::index(netlink, &name)?;
             link::enslave_up(netlink, tap_index, bridge)?;
+            tracing::info!("the tap {name} is there after {} us", began.elapsed().as_micros());
             Ok(tap)
         })
         .await

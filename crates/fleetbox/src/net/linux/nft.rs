@@ -175,6 +175,6 @@ pub(super) fn batch_header() -> Nfgenmsg {
     header
 }
 
-fn ipv4_header() -> Nfgenmsg {
+pub(super) fn ipv4_header() -> Nfgenmsg {
     Nfgenmsg { nfgen_family: libc::AF_INET as u8, ..Nfgenmsg::default() }
 }

@@ -259,7 +259,10 @@ pub(super) async fn a_full_disk_has_no_space(bed: &mut Bed) -> Result<()> {
     let refused = vm.ssh("head -c 1M /dev/zero > more").await.unwrap_err();
     assert!(refused.report().contains("No space left"), "{}", refused.report());
     vm.fill_disk(64).await?;
-    vm.ssh("head -c 1M /dev/zero > more && rm more").await?;
+    vm.ssh("head -c 40M /dev/zero > more").await?;
+    let refused = vm.ssh("head -c 40M /dev/zero > again").await.unwrap_err();
+    assert!(refused.report().contains("No space left"), "{}", refused.report());
+    vm.ssh("rm more again").await?;
     vm.heal_disk().await?;
     vm.ssh("head -c 100M /dev/zero > more && rm more").await.map(drop)
 }

@@ -16,54 +16,14 @@ const PACKETS: u32 = 5000;
 
 /// A guest's program that sends numbered datagrams to another's echo and prints, over the answers,
 /// how many came and the median round trip in milliseconds.
-const ASK: &str = r"
-import socket, sys, time, struct, select
-host, count, rate = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect((host, 9007)); s.setblocking(False)
-trips, begin = [], time.monotonic()
-def hear(limit):
-    ready, _, _ = select.select([s], [], [], limit)
-    if not ready: return False
-    try:
-        while True: trips.append(time.monotonic() - struct.unpack('!d', s.recv(64)[:8])[0])
-    except (BlockingIOError, ConnectionRefusedError): pass
-    return True
-for n in range(count):
-    while begin + n / rate > time.monotonic(): hear(max(0, begin + n / rate - time.monotonic()))
-    try: s.send(struct.pack('!d', time.monotonic()) + bytes(40))
-    except (BlockingIOError, ConnectionRefusedError): pass
-while hear(2): pass
-trips.sort()
-print(len(trips), trips[len(trips)//2]*1000 if trips else -1)
-";
+const ASK: &str = include_str!("../guest/ask.py");
 
-const ECHO: &str = r"
-import socket
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', 9007))
-while True:
-    data, peer = s.recvfrom(2048); s.sendto(data, peer)
-";
+const ECHO: &str = include_str!("../guest/echo.py");
 
 /// Takes what is sent to it over TCP and prints bytes and seconds of the first connection.
-const SINK: &str = r"
-import socket, time
-l = socket.socket(); l.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); l.bind(('', 9008)); l.listen()
-while True:
-    c, _ = l.accept(); total = 0; first = None
-    while True:
-        d = c.recv(65536)
-        if not d: break
-        first = first or time.monotonic(); total += len(d)
-    open('/tmp/sink', 'w').write('%d %f' % (total, time.monotonic() - first))
-    c.close()
-";
+const SINK: &str = include_str!("../guest/sink.py");
 
-const POUR: &str = r"
-import socket, sys, time
-s = socket.create_connection((sys.argv[1], 9008)); end = time.monotonic() + float(sys.argv[2])
-while time.monotonic() < end: s.send(bytes(16384))
-s.close()
-";
+const POUR: &str = include_str!("../guest/pour.py");
 
 struct Lab {
     cluster: Cluster,

@@ -1,0 +1,33 @@
+//! `run`: a command in a VM of its own, which is gone when the command ends, whatever ends it.
+
+use std::hash::{BuildHasher, RandomState};
+
+use fleetbox::Vm;
+
+use super::ssh;
+use crate::args::Run;
+use crate::progress::Display;
+use crate::{Outcome, render};
+
+pub(super) async fn run(args: Run) -> Outcome {
+    // Nobody else's, and no member of a cluster `run`.
+    let name = format!("run-{:08x}x", RandomState::new().hash_one(0) as u32);
+    let mut builder = args.machine.of(Vm::builder(&name)).ephemeral(true);
+    let display = (!args.quiet).then(Display::new);
+    if let Some(display) = &display {
+        builder = builder.on_progress(display.sink(&name));
+    }
+    let vm = tokio::select! {
+        // Listens before there is anything to be undone, which dropping the start does.
+        biased;
+        () = crate::interrupted() => return Ok(130),
+        vm = builder.start() => vm?,
+    };
+    drop(display);
+    let outcome = ssh::in_vm(&vm, args.tty, &args.command).await;
+    // It goes with this process in any case; the next command shall find it gone.
+    if let Err(e) = vm.destroy().await {
+        render::complain(&e);
+    }
+    outcome
+}
