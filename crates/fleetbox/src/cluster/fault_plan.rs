@@ -24,14 +24,14 @@ const STEPS_MAX: usize = 10_000;
 /// a seed ([`FaultPlan::builder`]), written by hand ([`FaultPlan::of`]), or read from text.
 ///
 /// `Display` writes it as text, a fault a line: when it begins, how long it lasts, what it is. `FromStr`
-/// reads that again, to an equal plan; empty lines and those that begin with `#` are passed over. Seed
-/// of a drawn plan and version of the text are in its first line, a comment.
+/// reads that again, to an equal plan; empty lines and those that begin with `#` are passed over. The
+/// seed of a drawn plan is in the first line, a comment.
 ///
 /// ```
 /// use fleetbox::FaultPlan;
 ///
 /// let plan: FaultPlan = "
-///     # Split, and one of them is slow; then a power cut.
+///     ## Split, and one of them is slow; then a power cut.
 ///     1.200s +3.400s partition node-1 / node-2,node-3
 ///     2s     +1s     link node-3 --latency 300ms --loss 5% --seed 7
 ///     5s     +2s     isolate node-2
