@@ -129,9 +129,12 @@ fn cmdline(image: &str, arch: Arch, accel: Accel) -> String {
         Arch::X86_64 => "ttyS0",
         Arch::Aarch64 => "ttyAMA0",
     };
-    let more = match accel {
-        Accel::Kvm => String::new(),
-        Accel::Tcg => format!(" {}", kernel::EMULATED_BOOT_ARGS.join(" ")),
-    };
-    format!("console={console} {image}{more}")
+    let mut words = vec![image];
+    if accel == Accel::Tcg {
+        words.extend(kernel::EMULATED_BOOT_ARGS);
+        if arch == Arch::X86_64 {
+            words.push(kernel::EMULATED_X86_BOOT_ARG);
+        }
+    }
+    format!("console={console} {}", words.join(" "))
 }
