@@ -36,6 +36,8 @@ fn ls_has_a_table_names_and_json_rows() {
         "memory_mib",
         "disk_gib",
         "nested_virt",
+        "durable",
+        "host_address",
         "created_at",
     ];
     expected.sort_unstable();
