@@ -20,7 +20,7 @@ use std::io;
 use netlink_bindings::nftables::{Chained, MetaKeys, Nfgenmsg, Registers, VerdictCode};
 use netlink_socket2::NetlinkSocket;
 
-use super::nft::{batch_header, generation};
+use super::nft::{begin, end};
 
 const TABLE: &CStr = c"fleetbox";
 const CHAIN: &CStr = c"forward";
@@ -196,19 +196,6 @@ fn push_rule(batch: &mut Chained<'static>, keys: &[MetaKeys], set: &CStr, set_id
         .end_nested()
         .end_nested()
         .end_nested();
-}
-
-fn begin(netlink: &mut NetlinkSocket, messages: u32) -> io::Result<Chained<'static>> {
-    let generation = generation(netlink)?;
-    let mut batch = Chained::new(netlink.reserve_seq(messages));
-    batch.request().op_batch_begin_do(&batch_header()).encode().push_genid(generation);
-    Ok(batch)
-}
-
-fn end(netlink: &mut NetlinkSocket, mut batch: Chained<'static>) -> io::Result<()> {
-    batch.request().op_batch_end_do(&batch_header());
-    let batch = batch.finalize();
-    Ok(netlink.request_chained(&batch)?.recv_all()?)
 }
 
 fn header() -> Nfgenmsg {

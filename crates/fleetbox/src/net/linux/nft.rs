@@ -1,5 +1,6 @@
 //! Owns the nftables rules that redirect guests' connections (nft(8); attributes as in the kernel's
-//! `linux/netfilter/nf_tables.h`). It acts on the calling thread's network namespace.
+//! `linux/netfilter/nf_tables.h`), and what all batches of rules begin and end with. It acts on the
+//! calling thread's network namespace.
 
 use std::ffi::CStr;
 use std::io;
@@ -17,7 +18,7 @@ const HOOK_PREROUTING: u32 = 0;
 /// `NF_IP_PRI_NAT_DST`.
 const PRIORITY_DSTNAT: i32 = -100;
 /// `NFT_NAT_DNAT`.
-const NAT_DESTINATION: u32 = 1;
+pub(super) const NAT_DESTINATION: u32 = 1;
 /// Every batch message names this subsystem: `NFNL_SUBSYS_NFTABLES`.
 const SUBSYSTEM: u16 = 10;
 /// Where the destination lies in an IPv4 header, and how much of it names the /24.
@@ -38,9 +39,7 @@ pub(super) fn redirect(
     gateway: Ipv4Addr,
     port: u16,
 ) -> io::Result<()> {
-    let generation = generation(netlink)?;
-    let mut batch = Chained::new(netlink.reserve_seq(16));
-    batch.request().op_batch_begin_do(&batch_header()).encode().push_genid(generation);
+    let mut batch = begin(netlink, 16)?;
     batch.request().set_create().op_newtable_do(&ipv4_header()).encode().push_name(TABLE);
     batch
         .request()
@@ -56,9 +55,7 @@ pub(super) fn redirect(
         .end_nested();
     push_rule(&mut batch, gateway, port, &OUTSIDE);
     push_rule(&mut batch, gateway, port, &HOST);
-    batch.request().op_batch_end_do(&batch_header());
-    let batch = batch.finalize();
-    Ok(netlink.request_chained(&batch)?.recv_all()?)
+    end(netlink, batch)
 }
 
 /// Which connections a rule is about.
@@ -161,15 +158,30 @@ fn push_rule(batch: &mut Chained<'static>, gateway: Ipv4Addr, port: u16, rule: &
         .end_nested();
 }
 
+/// A batch of so many messages at most, to be sent by [`end`].
+pub(super) fn begin(netlink: &mut NetlinkSocket, messages: u32) -> io::Result<Chained<'static>> {
+    let generation = generation(netlink)?;
+    let mut batch = Chained::new(netlink.reserve_seq(messages));
+    batch.request().op_batch_begin_do(&batch_header()).encode().push_genid(generation);
+    Ok(batch)
+}
+
+/// Sends the batch: all of it takes effect, or nothing.
+pub(super) fn end(netlink: &mut NetlinkSocket, mut batch: Chained<'static>) -> io::Result<()> {
+    batch.request().op_batch_end_do(&batch_header());
+    let batch = batch.finalize();
+    Ok(netlink.request_chained(&batch)?.recv_all()?)
+}
+
 /// The ruleset's generation: a batch for another one is refused.
-pub(super) fn generation(netlink: &mut NetlinkSocket) -> io::Result<u32> {
+fn generation(netlink: &mut NetlinkSocket) -> io::Result<u32> {
     let request = Request::new().op_getgen_do(&Nfgenmsg::new());
     let mut replies = netlink.request(&request)?;
     let (_, attributes) = replies.recv_one()?;
     attributes.get_id().map_err(io::Error::other)
 }
 
-pub(super) fn batch_header() -> Nfgenmsg {
+fn batch_header() -> Nfgenmsg {
     let mut header = Nfgenmsg::new();
     header.set_res_id(SUBSYSTEM);
     header

@@ -20,7 +20,7 @@ use netlink_bindings::nftables::{
 use netlink_bindings::traits::Pusher;
 use netlink_socket2::NetlinkSocket;
 
-use super::nft::{batch_header, generation, ipv4_header};
+use super::nft::{NAT_DESTINATION, begin, end, ipv4_header};
 use crate::net::plan::{self, HostSubnet};
 
 const TABLE: &CStr = c"fleetbox-host";
@@ -33,8 +33,6 @@ const OUT: (&CStr, &CStr, u32, i32) = (c"out", c"nat", 4, 100);
 const THROUGH: (&CStr, &CStr, u32, i32) = (c"through", c"filter", 2, 0);
 /// `NFT_NAT_SNAT`.
 const NAT_SOURCE: u32 = 0;
-/// `NFT_NAT_DNAT`.
-const NAT_DESTINATION: u32 = 1;
 /// `NF_NAT_RANGE_NETMAP` (`linux/netfilter/nf_nat.h`, Linux 5.8): the address keeps its place in the
 /// range.
 const NETMAP: u32 = 1 << 6;
@@ -54,9 +52,7 @@ pub(super) fn make(
     bridge: &str,
     subnet: HostSubnet,
 ) -> io::Result<()> {
-    let generation = generation(netlink)?;
-    let mut batch = Chained::new(netlink.reserve_seq(16));
-    batch.request().op_batch_begin_do(&batch_header()).encode().push_genid(generation);
+    let mut batch = begin(netlink, 16)?;
     batch
         .request()
         .set_create()
@@ -122,9 +118,7 @@ pub(super) fn make(
             .end_nested()
             .end_nested()
     });
-    batch.request().op_batch_end_do(&batch_header());
-    let batch = batch.finalize();
-    Ok(netlink.request_chained(&batch)?.recv_all()?)
+    end(netlink, batch)
 }
 
 fn add_chain(batch: &mut Chained<'static>, chain: (&CStr, &CStr, u32, i32)) {
