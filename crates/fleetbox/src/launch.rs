@@ -315,9 +315,6 @@ async fn boot_until_alive(
 ) -> Result<Accel> {
     loop {
         let plan = start.plan(record, member)?;
-        // What an earlier boot wrote would be taken for this one's.
-        remove_old(&plan.console)?;
-        remove_old(&plan.vmm_log)?;
         request.trail.boots();
         let began = Instant::now();
         let (accel, console) = (plan.accel, plan.console.clone());
@@ -333,13 +330,6 @@ async fn boot_until_alive(
         ));
         client.kill(&request.name).await?;
         start = start.emulated(record.spec.arch)?;
-    }
-}
-
-fn remove_old(path: &std::path::Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
-        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Owns the holder's members and what happens to them: boot and end; `power` has the buttons,
-//! `sockets` the ways to them, `faults` what is broken, `outage` who is away, `timeline` what was done. It must not know how
-//! requests arrive.
+//! `sockets` the ways to them, `faults` what is broken, `outage` who is away, `timeline` what was done.
+//! It must not know how requests arrive.
 //!
 //! ```text
 //! (none) ──boot──► Booting ──► Running ──ended──► Ended ──boot──► Booting …
@@ -266,7 +266,11 @@ impl State {
         };
         // Cut off before its first frame, if it is to be.
         self.follow().await;
-        match backend::boot(&plan, &self.network, tap).await {
+        let booted = match forget_last_boot(&plan) {
+            Ok(()) => backend::boot(&plan, &self.network, tap).await,
+            Err(error) => Err(error),
+        };
+        match booted {
             Ok(machine) => {
                 self.note(Some(&vm), What::Boot);
                 self.running(&vm, address, machine.into());
@@ -336,6 +340,19 @@ impl State {
             None => Err(Error::not_running(vm.as_str())),
         }
     }
+}
+
+/// What an earlier boot wrote would be taken for this one's.
+fn forget_last_boot(plan: &BootPlan) -> Result<()> {
+    for path in [&plan.console, &plan.vmm_log] {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", path, e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 impl Member {

@@ -1,8 +1,6 @@
 //! Owns members that are away for a while, paused or off, and how they come back when whoever caused
 //! that is gone. It must not make or change a member: what boots again is what ran.
 
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::{Holding, Phase, State};
@@ -86,18 +84,8 @@ impl State {
             return Ok(());
         }
         if self.machine(vm).is_err() {
-            // What the last boot wrote would be taken for this one's.
-            remove_old(&plan.console)?;
-            remove_old(&plan.vmm_log)?;
             self.boot(plan).await?;
         }
         if detached { self.detach(vm) } else { Ok(()) }
-    }
-}
-
-fn remove_old(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
-        _ => Ok(()),
     }
 }
