@@ -128,7 +128,7 @@ async fn one_loses_its_power(
         leader.name()
     ));
     let back = cluster.add(leader.name()).await?;
-    let last = acknowledged.last().cloned().unwrap_or_default();
+    let last = acknowledged.last().cloned().ok_or("a write")?;
     until("the one that lost its power to catch up", async || {
         Ok(local(&back, &last).await? == last)
     })

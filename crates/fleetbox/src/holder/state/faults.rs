@@ -27,8 +27,11 @@ pub(super) struct Faults {
     next: u64,
     plane: Plane,
     /// What was last asked of each machine's disk.
-    disks: Vec<(Arc<dyn Machine>, Disk)>,
+    disks: Vec<AskedDisk>,
 }
+
+/// A machine, and what its disk is like: nobody knows after a failure.
+type AskedDisk = (Arc<dyn Machine>, Option<Disk>);
 
 struct Active {
     fault: Fault,
@@ -178,7 +181,7 @@ impl State {
     async fn settle_disks<'a>(
         &self,
         faults: impl Iterator<Item = &'a Fault>,
-        asked: &mut Vec<(Arc<dyn Machine>, Disk)>,
+        asked: &mut Vec<AskedDisk>,
     ) -> Result<()> {
         let wanted = disks(faults);
         let mut outcome = Ok(());
@@ -186,18 +189,12 @@ impl State {
         for (vm, machine) in self.running_machines() {
             let wanted = wanted.get(&vm).copied().unwrap_or_default();
             let known = asked.iter().find(|(known, _)| Arc::ptr_eq(known, &machine));
-            let known = known.map(|(_, disk)| *disk).unwrap_or_default();
-            let is = if wanted == known {
-                known
-            } else {
-                match machine.set_disk(wanted).await {
-                    Ok(()) => wanted,
-                    Err(e) => {
-                        outcome = outcome.and(Err(e.vm(vm.as_str())));
-                        known
-                    }
-                }
-            };
+            let mut is = known.map_or(Some(Disk::default()), |(_, disk)| *disk);
+            if is != Some(wanted) {
+                let set = machine.set_disk(wanted).await;
+                is = set.is_ok().then_some(wanted);
+                outcome = outcome.and(set.map_err(|e| e.vm(vm.as_str())));
+            }
             now.push((machine, is));
         }
         *asked = now;
@@ -369,9 +366,7 @@ fn impairment(link: Link) -> Impairment {
 
 /// Whether an interface was not there any more.
 fn is_gone(outcome: &io::Result<()>) -> bool {
-    outcome
-        .as_ref()
-        .is_err_and(|e| matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENOENT | libc::ENXIO)))
+    outcome.as_ref().is_err_and(|e| matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)))
 }
 
 fn failed(what: &str, source: io::Error) -> Error {
