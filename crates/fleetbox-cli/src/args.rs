@@ -3,6 +3,7 @@
 pub(crate) mod fault;
 pub(crate) mod machine;
 pub(crate) mod net;
+pub(crate) mod snapshot;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -64,6 +65,8 @@ pub(crate) enum Command {
     Rm(Rm),
     /// Remove what killed processes left, if anything; print what
     Prune(Output),
+    /// Save running VMs, to make others of them in a moment
+    Snapshot(snapshot::Snapshot),
     /// Manage images
     Image(Image),
     /// Tell what this host can do, and how to mend what it cannot
@@ -134,6 +137,12 @@ pub(crate) struct Up {
     pub at_once: Option<usize>,
     #[command(flatten)]
     pub machine: Machine,
+    /// Restore a machine that was booted once for all of its kind, instead of booting each
+    #[arg(long, conflicts_with = "from")]
+    pub warm: bool,
+    /// Make it of a snapshot: a VM, or a cluster if the snapshot has several machines
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with = "count", add = ArgValueCompleter::new(complete::snapshots))]
+    pub from: Option<String>,
     /// Lose at a power cut what the guest did not flush, and nothing else
     #[arg(long)]
     pub durable: bool,
@@ -148,6 +157,9 @@ pub(crate) struct Up {
 pub(crate) struct Run {
     #[command(flatten)]
     pub machine: Machine,
+    /// Boot it, instead of restoring one that was booted once for all of its kind
+    #[arg(long)]
+    pub cold: bool,
     /// Run in a terminal
     #[arg(short, long)]
     pub tty: bool,

@@ -53,6 +53,16 @@ pub(crate) fn images(current: &OsStr) -> Vec<CompletionCandidate> {
         .collect()
 }
 
+/// Snapshots with a name.
+pub(crate) fn snapshots(current: &OsStr) -> Vec<CompletionCandidate> {
+    let snapshots = fleetbox::snapshots().unwrap_or_default();
+    let named = snapshots.iter().flatten().filter(|snapshot| !snapshot.is_golden());
+    typed(
+        current,
+        named.map(|s| CompletionCandidate::new(s.name()).help(Some(s.members().join(" ").into()))),
+    )
+}
+
 /// Sides of a copy: `NAME:/` besides the paths the shell itself offers.
 pub(crate) fn sides(current: &OsStr) -> Vec<CompletionCandidate> {
     let typed = current.to_string_lossy();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::launch::{self, StartRequest, Trail};
+use crate::launch::{self, Origin, StartRequest, Trail};
 use crate::progress::{Progress, ProgressSink};
 use crate::spec::{Arch, Name, VmSpec};
 use crate::vm::Vm;
@@ -21,6 +21,8 @@ pub struct VmBuilder {
     spec: VmSpec,
     spec_given: bool,
     backend: Option<Backend>,
+    origin: Origin,
+    index: Option<usize>,
     detached: bool,
     ephemeral: bool,
     host_routable: bool,
@@ -35,6 +37,8 @@ impl VmBuilder {
             spec: VmSpec::default(),
             spec_given: false,
             backend: None,
+            origin: Origin::Boot,
+            index: None,
             detached: false,
             ephemeral: false,
             host_routable: false,
@@ -98,6 +102,35 @@ impl VmBuilder {
     /// The backend; `FLEETBOX_BACKEND` comes first, and without either QEMU is used.
     pub fn backend(mut self, backend: Backend) -> Self {
         self.backend = Some(backend);
+        self
+    }
+
+    /// Whether the VM, if it is made now, comes from a *golden machine* instead of a boot of its own;
+    /// default no. The first warm start of a kind boots and saves one, once for all processes of the
+    /// state root; every later start of the same kind restores it and makes it a machine of its own, in
+    /// the time of a process. A kind is everything that shapes the machine: image, sizes, monitor,
+    /// processor. The memory of what comes from one golden machine is shared until it is written to.
+    ///
+    /// The machine has a name, address, MAC, machine-id, host key, randomness and clock of its own. What
+    /// it has in common with its golden machine is the boot: `/proc/sys/kernel/random/boot_id` and the
+    /// uptime. A program of the guest's own image that keeps a random generator in its memory from
+    /// before the snapshot has to be started anew (`systemctl restart`) where that matters; those that
+    /// ask the kernel are right.
+    ///
+    /// Where machines cannot be saved ([`Capabilities::snapshot`](crate::Capabilities)), or the disk has
+    /// no room, the VM boots as ever, and says so.
+    pub fn warm(mut self, warm: bool) -> Self {
+        self.origin = if warm { Origin::Warm } else { Origin::Boot };
+        self
+    }
+
+    pub(crate) fn origin(mut self, origin: Origin) -> Self {
+        self.origin = origin;
+        self
+    }
+
+    pub(crate) fn at_index(mut self, index: usize) -> Self {
+        self.index = Some(index);
         self
     }
 
@@ -166,10 +199,11 @@ impl VmBuilder {
         Ok(StartRequest {
             name: Name::new(&self.name)?,
             cluster: None,
-            index: None,
+            index: self.index,
             spec: self.spec,
             spec_given: self.spec_given,
             backend: self.backend,
+            origin: self.origin,
             detached: self.detached,
             ephemeral: self.ephemeral,
             host_routable: self.host_routable,

@@ -9,6 +9,7 @@ mod fault;
 mod fault_plan;
 mod link;
 mod network;
+mod snapshot;
 mod start;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -25,6 +25,8 @@ pub(crate) const REQUIRE: &str = "FLEETBOX_REQUIRE";
 pub(crate) const IP_WAIT_TIMEOUT: &str = "FLEETBOX_IP_WAIT_TIMEOUT";
 /// A base URL put in place of the scheme and host of every catalog URL.
 pub(crate) const MIRROR: &str = "FLEETBOX_MIRROR";
+/// How many GiB snapshots may take together; the least recently used go.
+pub(crate) const CACHE_GIB: &str = "FLEETBOX_CACHE_GIB";
 /// Carries the one-time token from the spawner to its holder.
 pub(crate) const HOLDER_TOKEN: &str = "FLEETBOX_HOLDER_TOKEN";
 /// Directories of programs, separated by colons.
@@ -77,6 +79,23 @@ pub(crate) fn ip_wait_timeout() -> Result<Option<Duration>> {
             format!("{IP_WAIT_TIMEOUT}={value} is not a time"),
         )
         .hint("give seconds or a unit, such as 300 or 5m")),
+    }
+}
+
+/// What snapshots may take together in bytes, from [`CACHE_GIB`].
+pub(crate) fn cache_bytes() -> Result<Option<u64>> {
+    let Some(value) = text(CACHE_GIB)? else { return Ok(None) };
+    match value.parse::<f64>() {
+        Ok(gib) if gib.is_finite() && gib >= 0.0 => {
+            #[expect(clippy::cast_sign_loss, reason = "it is not negative")]
+            let bytes = (gib * f64::from(1 << 30)) as u64;
+            Ok(Some(bytes))
+        }
+        _ => Err(Error::new(
+            ErrorKind::InvalidSetting,
+            format!("{CACHE_GIB}={value} is not a number of GiB"),
+        )
+        .hint("give a number such as 20 or 0.5, or unset it")),
     }
 }
 

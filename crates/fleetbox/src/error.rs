@@ -85,6 +85,8 @@ pub enum ErrorKind {
     NotFound,
     /// The VM is not running.
     NotRunning,
+    /// The snapshot cannot be restored here: it is damaged, or another monitor or processor made it.
+    SnapshotUnusable,
     /// The VM exists in a form that forbids this call, for example it is in another holder's hands.
     Conflict,
     /// The guest did not come up: the message names the stage it reached.
@@ -141,6 +143,7 @@ impl ErrorKind {
             | K::UnknownImage
             | K::NotFound
             | K::NotRunning
+            | K::SnapshotUnusable
             | K::Conflict => Fault::Request,
             K::BootFailed
             | K::Connect
@@ -204,6 +207,7 @@ const KIND_WORDS: &[(ErrorKind, &str)] = &[
     (ErrorKind::ProtocolMismatch, "protocol_mismatch"),
     (ErrorKind::NotFound, "not_found"),
     (ErrorKind::NotRunning, "not_running"),
+    (ErrorKind::SnapshotUnusable, "snapshot_unusable"),
     (ErrorKind::Conflict, "conflict"),
     (ErrorKind::BootFailed, "boot_failed"),
     (ErrorKind::Connect, "connect"),

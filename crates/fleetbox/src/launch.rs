@@ -2,16 +2,19 @@
 //! holder, boot, ready. Each step's work is done elsewhere.
 
 mod create;
+mod golden;
 mod plan;
 mod ready;
 mod request;
+mod restore;
 mod spawn;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use self::request::{StartRequest, Trail};
+pub(crate) use self::request::{Origin, StartRequest, Trail};
+use self::restore::Saved;
 use crate::backend::select::{self, Choice, Wanted};
-use crate::backend::{Accel, Backend, nested};
+use crate::backend::{Accel, Backend, BootPlan, Restore, nested};
 use crate::control::client::{self, Client, Hold};
 use crate::control::message::HolderStatus;
 use crate::error::{Error, ErrorKind, Result};
@@ -64,7 +67,14 @@ async fn run(request: StartRequest) -> Result<Launched> {
     let client = Client::new(cluster.socket());
 
     let starter = start_lock(&cluster, &request).await?;
-    let running = boot_or_join(&paths, &request, &cluster, &client, &mut timings).await?;
+    let running = match boot_or_join(&paths, &request, &cluster, &client, &mut timings).await {
+        Err(e) if e.kind() == ErrorKind::SnapshotUnusable && request.origin == Origin::Warm => {
+            request.progress.note(format!("a cold boot: {}", e.report()));
+            let request = StartRequest { origin: Origin::Boot, ..request.clone() };
+            boot_or_join(&paths, &request, &cluster, &client, &mut timings).await?
+        }
+        running => running?,
+    };
     // From here on another start of the same name finds it running and waits with us.
     drop(starter);
 
@@ -130,23 +140,48 @@ async fn boot_or_join(
         return Ok(Running { record, hold, accel: Accel::Tcg, started: false });
     }
 
-    let choice = choose(paths, request, known.as_ref()).await?;
     let is_new = known.is_none();
-    let image = image(paths, request, known.as_ref(), &choice).await?;
+    let named = match &request.origin {
+        Origin::Snapshot(of) if is_new => Some(restore::named(paths, of)?),
+        _ => None,
+    };
+    let request = &as_saved(request, named.as_ref())?;
+    let like = known.as_ref().or(named.as_ref().map(|saved| &saved.member.record));
+    let choice = choose(paths, request, like).await?;
+    if let Some(record) = &known {
+        ignore_options(request, record);
+    }
+    let image = image(paths, request, like, &choice).await?;
     let start = plan::start_of(choice, image.as_ref(), &request.progress)?;
+    let saved = match named {
+        None if is_new && request.origin == Origin::Warm => {
+            golden::of(paths, request, &start, image.as_ref()).await?
+        }
+        named => named,
+    };
+    if let Some(saved) = &saved {
+        saved.check(&start)?;
+    }
     request.progress.begin(Stage::Prepare);
     timings.enter(Stage::Prepare);
     let make = async {
         match known {
-            Some(record) => Ok(record),
-            None => create::create(paths, request, cluster, &start.choice, image.as_ref()),
+            Some(record) => Ok((record, None)),
+            None => create::create(
+                paths,
+                request,
+                cluster,
+                &start.choice,
+                image.as_ref(),
+                saved.as_ref(),
+            ),
         }
     };
     // The holder sets itself up while the files are written.
     let (held, made) =
         tokio::join!(biased; hold_or_spawn(cluster, client, &request.name, alive.is_some()), make);
-    let record = match made {
-        Ok(record) => record,
+    let (record, restore) = match made {
+        Ok(made) => made,
         Err(error) => {
             drop(held);
             holder_ended(cluster, alive.is_some()).await;
@@ -158,9 +193,9 @@ async fn boot_or_join(
         if request.host_routable {
             client.route_to_host().await?;
         }
-        let to_boot = (&record, &member, start);
+        let to_boot = ToBoot { record: &record, member: &member, start, restore };
         let accel = boot_until_alive(request, client, &mut hold, to_boot, timings).await?;
-        Ok((hold, accel))
+        Ok::<_, Error>((hold, accel))
     };
     match booted.await {
         Ok((hold, accel)) => Ok(Running { record, hold, accel, started: true }),
@@ -169,10 +204,30 @@ async fn boot_or_join(
                 // It never ran: a second try starts from nothing, with options of its own.
                 cleanup::remove_member(member.dir())?;
             }
+            if request.origin == Origin::Warm
+                && error.kind() == ErrorKind::SnapshotUnusable
+                && let Some(saved) = saved
+            {
+                golden::discard(saved)?;
+            }
             holder_ended(cluster, alive.is_some()).await;
             Err(error)
         }
     }
+}
+
+/// What is asked for, as a machine that is restored has it: it is as it was.
+fn as_saved(request: &StartRequest, saved: Option<&Saved>) -> Result<StartRequest> {
+    let Some(saved) = saved else { return Ok(request.clone()) };
+    let spec = &saved.member.record.spec;
+    if request.spec_given && request.spec != *spec {
+        return Err(Error::new(
+            ErrorKind::InvalidSpec,
+            "change a machine that comes from a snapshot: it has the image, processors, memory and disk it was saved with",
+        )
+        .hint("leave these options out"));
+    }
+    Ok(StartRequest { spec: spec.clone(), ..request.clone() })
 }
 
 /// A paused guest would never answer.
@@ -280,9 +335,6 @@ async fn image(
     known: Option<&VmRecord>,
     choice: &Choice,
 ) -> Result<Option<Bootable>> {
-    if let Some(record) = known {
-        ignore_options(request, record);
-    }
     if choice.backend == Backend::Fake {
         return Ok(None);
     }
@@ -304,15 +356,38 @@ async fn image(
     Ok(Some((image, source)))
 }
 
-/// Boots, and says how the guest runs. A KVM on which the guest says nothing is given up for
-/// emulation, aloud.
+/// A VM and what starts it.
+struct ToBoot<'a> {
+    record: &'a VmRecord,
+    member: &'a MemberPaths,
+    start: Start,
+    restore: Option<Restore>,
+}
+
+/// Boots, or restores, and says how the guest runs. A KVM on which a booting guest says nothing is given
+/// up for emulation, aloud.
 async fn boot_until_alive(
     request: &StartRequest,
     client: &Client,
     hold: &mut Hold,
-    (record, member, mut start): (&VmRecord, &MemberPaths, Start),
+    to_boot: ToBoot<'_>,
     timings: &mut Timings,
 ) -> Result<Accel> {
+    let ToBoot { record, member, mut start, restore } = to_boot;
+    if let Some(restore) = restore {
+        let plan = BootPlan {
+            restore: Some(Box::new(restore)),
+            ..start.plan(record, member)?
+        };
+        let accel = plan.accel;
+        request.trail.boots();
+        timings.enter(Stage::Restore);
+        request.progress.begin(Stage::Restore);
+        client.boot(plan).await.map_err(golden::unusable)?;
+        timings.enter(Stage::Ssh);
+        request.progress.begin(Stage::Ssh);
+        return Ok(accel);
+    }
     loop {
         let plan = start.plan(record, member)?;
         request.trail.boots();

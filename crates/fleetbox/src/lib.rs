@@ -31,6 +31,7 @@ mod error;
 mod listing;
 mod progress;
 mod prune;
+mod snapshot;
 mod timeline;
 mod timings;
 mod launch;
@@ -66,6 +67,7 @@ pub use images::{ImageInfo, ImageState};
 pub use listing::{list, resolve};
 pub use progress::{Progress, Stage};
 pub use prune::prune;
+pub use snapshot::{Snapshot, snapshots};
 pub use spec::{
     Arch, DEFAULT_CPUS, DEFAULT_DISK_GIB, DEFAULT_IMAGE, DEFAULT_MEMORY_MIB, DEFAULT_USER,
 };

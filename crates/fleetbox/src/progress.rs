@@ -10,8 +10,12 @@ use std::sync::Arc;
 pub enum Stage {
     /// The image is fetched, or built.
     Download,
+    /// The machine that warm starts come from is booted and saved, once.
+    Golden,
     /// Disk, seed, kernel and holder are made ready.
     Prepare,
+    /// A saved machine comes back, and becomes another.
+    Restore,
     /// The monitor runs; the guest's kernel has not handed over yet.
     Kernel,
     /// systemd runs in the guest.
@@ -32,7 +36,9 @@ impl Stage {
     pub fn as_str(self) -> &'static str {
         match self {
             Stage::Download => "download",
+            Stage::Golden => "golden",
             Stage::Prepare => "prepare",
+            Stage::Restore => "restore",
             Stage::Kernel => "kernel",
             Stage::Init => "init",
             Stage::CloudInit => "cloud-init",

@@ -45,6 +45,14 @@ pub enum TimelineEvent {
     HolderEnded,
     /// The machine was started; the guest begins to boot.
     Boot,
+    /// The machine came back from a snapshot, as another.
+    Restore,
+    /// The machine was saved in a snapshot.
+    #[non_exhaustive]
+    Save {
+        /// How long it stood still for that.
+        paused: Duration,
+    },
     /// The machine ended, whoever was the reason.
     #[non_exhaustive]
     End {
@@ -107,6 +115,8 @@ impl TimelineEvent {
             Self::HolderStarted { .. } => "holder_started",
             Self::HolderEnded => "holder_ended",
             Self::Boot => "boot",
+            Self::Restore => "restore",
+            Self::Save { .. } => "save",
             Self::End { .. } => "end",
             Self::LetGo => "let_go",
             Self::StopAsked { .. } => "stop_asked",
@@ -128,6 +138,10 @@ impl fmt::Display for TimelineEvent {
             Self::HolderStarted { version } => write!(f, "holder started (fleetbox {version})"),
             Self::HolderEnded => f.write_str("holder ended"),
             Self::Boot => f.write_str("boot"),
+            Self::Restore => f.write_str("restored from a snapshot"),
+            Self::Save { paused } => {
+                write!(f, "saved in a snapshot, paused for {} ms", paused.as_millis())
+            }
             Self::End { why } => write!(f, "end: {why}"),
             Self::LetGo => f.write_str("let go: nobody holds it"),
             Self::StopAsked { grace } => {
@@ -175,6 +189,8 @@ impl From<What> for TimelineEvent {
             What::HolderStarted { version } => Self::HolderStarted { version },
             What::HolderEnded => Self::HolderEnded,
             What::Boot => Self::Boot,
+            What::Restore => Self::Restore,
+            What::Save { paused_us } => Self::Save { paused: Duration::from_micros(paused_us) },
             What::End { why } => Self::End { why },
             What::LetGo => Self::LetGo,
             What::StopAsked { grace_ms } => {

@@ -6,6 +6,7 @@ mod disk;
 mod held;
 mod network;
 mod power;
+mod snapshot;
 
 use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -13,6 +13,7 @@ mod prune;
 mod rm;
 mod run;
 mod shell;
+mod snapshot;
 mod ssh;
 mod up;
 
@@ -43,6 +44,7 @@ pub(crate) async fn run(command: Command) -> Outcome {
         Command::Fault(args) => fault::run(args).await,
         Command::Rm(args) => rm::run(args).await,
         Command::Prune(args) => prune::run(&args).await,
+        Command::Snapshot(args) => snapshot::run(args.command).await,
         Command::Image(args) => image::run(args.command).await,
         Command::Doctor(args) => doctor(&args).await,
         Command::Version(args) => version(&args),

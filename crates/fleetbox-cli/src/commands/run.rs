@@ -12,7 +12,7 @@ use crate::{Outcome, render};
 pub(super) async fn run(args: Run) -> Outcome {
     // Nobody else's, and no member of a cluster `run`.
     let name = format!("run-{:08x}x", RandomState::new().hash_one(0) as u32);
-    let mut builder = args.machine.of(Vm::builder(&name)).ephemeral(true);
+    let mut builder = args.machine.of(Vm::builder(&name)).ephemeral(true).warm(!args.cold);
     let display = (!args.quiet).then(Display::new);
     if let Some(display) = &display {
         builder = builder.on_progress(display.sink(&name));

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use fleetbox::{Cluster, ClusterBuilder, Error, Vm, VmBuilder, VmInfo};
+use fleetbox::{Cluster, ClusterBuilder, Error, Snapshot, Vm, VmBuilder, VmInfo};
 use tokio::task::JoinSet;
 
 use super::printed;
@@ -20,6 +20,16 @@ pub(super) async fn run(args: Up) -> Outcome {
         }
     }
     match (args.count, names.as_slice()) {
+        (None, names) if args.from.is_some() => {
+            for (place, name) in names.iter().enumerate() {
+                match forked(&args, &display, name)? {
+                    Forked::Vm(vm) => starts.spawn(async move { (place, alone(vm).await) }),
+                    Forked::Cluster(all) => {
+                        starts.spawn(async move { (place, together(all).await) })
+                    }
+                };
+            }
+        }
         (None, [name]) => {
             let vm = options(&args, Vm::builder(*name)).on_progress(display.sink(name));
             starts.spawn(async move { (0, alone(vm).await) });
@@ -54,6 +64,22 @@ pub(super) async fn run(args: Up) -> Outcome {
     Ok(worst)
 }
 
+/// What `--from` makes.
+enum Forked {
+    Vm(VmBuilder),
+    Cluster(ClusterBuilder),
+}
+
+fn forked(args: &Up, display: &Display, name: &str) -> Result<Forked, Error> {
+    let snapshot = Snapshot::find(args.from.as_deref().unwrap_or_default())?;
+    Ok(if snapshot.members().len() == 1 {
+        let vm = options(args, snapshot.fork(name)?);
+        Forked::Vm(vm.on_progress(display.sink(name)))
+    } else {
+        Forked::Cluster(cluster(args, display, snapshot.fork_cluster(name)?))
+    })
+}
+
 /// One that does not come up stays, to be looked into.
 async fn alone(vm: VmBuilder) -> Result<Vec<VmInfo>, Error> {
     let vm = vm.start().await?;
@@ -82,6 +108,9 @@ fn cluster(args: &Up, display: &Display, builder: ClusterBuilder) -> ClusterBuil
 
 fn options(args: &Up, vm: VmBuilder) -> VmBuilder {
     let mut builder = args.machine.of(vm.detached(true));
+    if args.warm {
+        builder = builder.warm(true);
+    }
     if args.durable {
         builder = builder.durable(true);
     }

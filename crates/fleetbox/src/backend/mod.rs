@@ -9,6 +9,7 @@ mod monitor;
 pub(crate) mod nested;
 mod qemu;
 pub(crate) mod select;
+mod snapshot;
 
 use std::fmt;
 use std::future::Future;
@@ -21,6 +22,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+pub(crate) use self::snapshot::{Identity, Restore, SavePlan, Saved, Together};
 use crate::control::message::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Arch, Name};
@@ -71,6 +73,9 @@ pub struct Capabilities {
     /// A power cut of a [durable](crate::VmBuilder::durable) VM loses what was not flushed. Without
     /// it no more is lost than the guest itself had not written.
     pub disk_loss: bool,
+    /// [`Vm::snapshot`](crate::Vm::snapshot), and all that is made of one: forks and
+    /// [warm](crate::VmBuilder::warm) starts.
+    pub snapshot: bool,
 }
 
 impl Backend {
@@ -85,10 +90,12 @@ impl Backend {
                 disk_fill: true,
                 disk_faults: false,
                 disk_loss: false,
+                snapshot: false,
             },
             Backend::Qemu => Capabilities {
                 disk_faults: true,
                 disk_loss: true,
+                snapshot: true,
                 ..Backend::CloudHypervisor.capabilities()
             },
             Backend::Fake => Capabilities {
@@ -96,9 +103,15 @@ impl Backend {
                 clock: false,
                 disk_fill: false,
                 disk_faults: true,
+                snapshot: true,
                 ..Backend::CloudHypervisor.capabilities()
             },
         }
+    }
+
+    /// Whether there is a system in its machines that knows who it is.
+    pub(crate) fn has_guest(self) -> bool {
+        self != Backend::Fake
     }
 
     /// The word used in `FLEETBOX_BACKEND` and `--backend`.
@@ -196,6 +209,16 @@ pub(crate) struct BootPlan {
     /// What the guest sees of the disk; 0 from those who do not say.
     #[serde(default)]
     pub disk_bytes: u64,
+    /// What the disk is an overlay on, each on the next, the last on `image`; empty if it lies on
+    /// that itself.
+    #[serde(default)]
+    pub layers: Vec<PathBuf>,
+    /// Further names by which its fellows know it.
+    #[serde(default)]
+    pub aliases: Vec<Name>,
+    /// It comes back from there, instead of booting.
+    #[serde(default)]
+    pub restore: Option<Box<Restore>>,
 }
 
 #[cfg(test)]
@@ -226,6 +249,9 @@ impl BootPlan {
             nested_virt: false,
             durable: false,
             disk_bytes: 20 << 30,
+            layers: Vec::new(),
+            aliases: Vec::new(),
+            restore: None,
         }
     }
 }
@@ -251,13 +277,33 @@ pub(crate) trait Machine: Send + Sync {
     fn set_balloon(&self, mib: u32) -> Asked<'_, ()>;
     /// Makes the disk bad, or good again, if its backend is [able](Capabilities) to.
     fn set_disk(&self, disk: Disk) -> Asked<'_, ()>;
+    /// Saves the machine as it is at one instant, if its backend is [able](Capabilities) to, and lets
+    /// it go on unless it was `paused`. `tap` is one the guest does not see. When it returns the files
+    /// are whole and on the host's disk.
+    fn save<'a>(
+        &'a self,
+        plan: &'a SavePlan,
+        paused: bool,
+        tap: OwnedFd,
+        together: &'a Together,
+    ) -> Asked<'a, Saved>;
     /// Ends the monitor at once, as a power cut would.
     fn kill(&self) -> Asked<'_, ()>;
     /// Tells when and why it ended.
     fn ended(&self) -> Ended;
 }
 
-/// Starts the machine of `plan` on `tap`. Returns once the monitor answers.
+/// The machine as the monitor is told it. Of others than QEMU, what they are told follows from the plan
+/// in the same way.
+pub(crate) fn command_line(plan: &BootPlan) -> Vec<String> {
+    match plan.backend {
+        Backend::Qemu => qemu::command_line(plan),
+        backend => vec![format!("{backend} {} {} {}", plan.arch, plan.cpus, plan.memory_mib)],
+    }
+}
+
+/// Starts the machine of `plan` on a tap of that number. Returns once the monitor answers; one that is
+/// restored runs then, and its tap leads nowhere yet.
 pub(crate) async fn boot(
     plan: &BootPlan,
     network: &crate::net::Network,
@@ -271,7 +317,11 @@ pub(crate) async fn boot(
         #[cfg(not(target_os = "linux"))]
         Backend::CloudHypervisor => Err(select::needs_linux()),
         Backend::Qemu => {
-            let tap: OwnedFd = network.tap(crate::net::plan::tap_name(tap_number)).await?;
+            let name = crate::net::plan::tap_name(tap_number);
+            let tap: OwnedFd = match plan.restore {
+                None => network.tap(name).await?,
+                Some(_) => network.tap_apart(name).await?,
+            };
             Ok(Box::new(qemu::boot(plan, tap).await?))
         }
         #[cfg(feature = "unstable-fake")]

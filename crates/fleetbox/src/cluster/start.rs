@@ -84,7 +84,8 @@ fn settle(plan: &mut Plan) -> Result<Vec<u32>> {
         return Err(builder::too_many(&plan.cluster, taken.len() + fresh.len()));
     }
     for request in fresh {
-        let index = record::lowest_free(&taken);
+        let asked = request.index.filter(|index| !taken.contains(index));
+        let index = asked.unwrap_or_else(|| record::lowest_free(&taken));
         taken.push(index);
         request.index = Some(index);
     }

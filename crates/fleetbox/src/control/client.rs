@@ -14,13 +14,16 @@ use super::frame::Frames;
 use super::message::{
     ActiveFault, Booted, Broken, Envelope, Event, Fault, HolderStatus, Note, Outage, Reply, Request,
 };
-use crate::backend::BootPlan;
+use crate::backend::{BootPlan, SavePlan};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Name;
 
 /// A holder does no slow work before it answers, save stopping and connecting, which carry their
 /// own times.
 const REPLY_WAIT: Duration = Duration::from_secs(30);
+
+/// A save reads and writes all of its machines' memory.
+const SAVE_WAIT: Duration = Duration::from_mins(10);
 
 /// The address of one cluster's holder. Cheap to copy around; every request opens a connection of
 /// its own, so a caller can always be dropped without leaving half a conversation behind.
@@ -113,6 +116,14 @@ impl Client {
 
     pub(crate) async fn route_to_host(&self) -> Result<()> {
         self.done(Request::RouteToHost, REPLY_WAIT).await
+    }
+
+    /// Saves members as they are at one instant. Returns how long they stood still, and what runs.
+    pub(crate) async fn save(&self, members: Vec<SavePlan>) -> Result<(Duration, Vec<BootPlan>)> {
+        match self.ask(Request::Save { members }, SAVE_WAIT).await?.0 {
+            Reply::Saved { paused_us, plans } => Ok((Duration::from_micros(paused_us), plans)),
+            other => Err(unexpected(&other)),
+        }
     }
 
     pub(crate) async fn close(&self) -> Result<()> {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::fault::{ActiveFault, Broken, Disk, Fault, Link, Policy};
-use crate::backend::BootPlan;
+use crate::backend::{BootPlan, SavePlan};
 use crate::error::{Error, ErrorKind};
 use crate::spec::Name;
 
@@ -133,6 +133,10 @@ pub(crate) enum Request {
     },
     /// Gives members addresses that the host reaches, now and later; nothing to do if they have.
     RouteToHost,
+    /// Saves members as they are at one instant.
+    Save {
+        members: Vec<SavePlan>,
+    },
     /// Ends the holder and all it holds.
     Close,
 }
@@ -173,6 +177,12 @@ pub(crate) enum Reply {
         seed: Option<u64>,
     },
     Faults(Vec<ActiveFault>),
+    Saved {
+        /// How long the one stood still that did so the longest.
+        paused_us: u64,
+        /// What runs, in the order asked.
+        plans: Vec<BootPlan>,
+    },
     Captured {
         frames: u64,
         /// Frames that came faster than they could be written.
@@ -304,6 +314,7 @@ mod tests {
             r#"{"protocol":1,"op":"capture"}"#,
             r#"{"protocol":1,"op":"connect_udp","vm":"a","port":53}"#,
             r#"{"protocol":1,"op":"route_to_host"}"#,
+            r#"{"protocol":1,"op":"save","members":[{"vm":"a","memory":"/m","device":"/d","disk":"/k","spare":"/s","vmm_log":"/l","token":"t"}]}"#,
             r#"{"protocol":1,"op":"publish","vm":"a","port":80,"listen":"0.0.0.0:80"}"#,
             r#"{"protocol":1,"op":"outage","vm":"a","outage":"paused"}"#,
             r#"{"protocol":1,"op":"outage","vm":"a","outage":"off"}"#,

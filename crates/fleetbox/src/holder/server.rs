@@ -230,6 +230,10 @@ async fn answer(
             state.route_to_host().await?;
             Reply::Done
         }
+        Request::Save { members } => {
+            let (paused, plans) = state.save(members).await?;
+            Reply::Saved { paused_us: u64::try_from(paused.as_micros()).unwrap_or(u64::MAX), plans }
+        }
         Request::Close => {
             state.close();
             Reply::Done

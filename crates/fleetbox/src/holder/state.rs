@@ -1,5 +1,5 @@
 //! Owns the holder's members and what happens to them: boot and end; `power` has the buttons,
-//! `sockets` the ways to them, `faults` what is broken, `outage` who is away, `timeline` what was done.
+//! `sockets` the ways to them, `faults` what is broken, `outage` who is away, `timeline` what was done, `save` what is saved and restored.
 //! It must not know how requests arrive.
 //!
 //! ```text
@@ -9,6 +9,7 @@
 mod faults;
 mod outage;
 mod power;
+mod save;
 mod sockets;
 mod timeline;
 
@@ -26,6 +27,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::plan::HostSubnet;
 use crate::net::{Names, Network, RuleSet};
 use crate::spec::Name;
+use crate::store::lock::{self, SharedLock};
 use crate::store::paths::ClusterPaths;
 use crate::store::timeline::{Appender, What};
 
@@ -68,6 +70,8 @@ struct Member {
     pausing: Arc<tokio::sync::Mutex<()>>,
     /// It runs on when nobody holds it any more.
     detached: bool,
+    /// The snapshot that its memory is mapped from is in use.
+    snapshot: Option<SharedLock>,
     /// By the guest's port, and whether it is published.
     forwards: BTreeMap<(u16, bool), Forward>,
 }
@@ -253,12 +257,14 @@ impl State {
             inner.next_tap += 1;
             let tap = inner.next_tap;
             let member = Member {
-                plan: plan.clone(),
+                // Only once: whoever boots it again boots its disk.
+                plan: BootPlan { restore: None, ..plan.clone() },
                 tap,
                 phase: Phase::Booting,
                 paused: false,
                 pausing: Arc::default(),
                 detached: false,
+                snapshot: None,
                 forwards: BTreeMap::new(),
             };
             inner.members.insert(vm.clone(), member);
@@ -267,12 +273,13 @@ impl State {
         // Cut off before its first frame, if it is to be.
         self.follow().await;
         let booted = match forget_last_boot(&plan) {
-            Ok(()) => backend::boot(&plan, &self.network, tap).await,
+            Ok(()) => self.boot_on(&plan, tap).await,
             Err(error) => Err(error),
         };
         match booted {
             Ok(machine) => {
-                self.note(Some(&vm), What::Boot);
+                let restored = plan.restore.is_some();
+                self.note(Some(&vm), if restored { What::Restore } else { What::Boot });
                 self.running(&vm, address, machine.into());
                 self.follow().await;
                 Ok(Booted { address, started: true })
@@ -285,6 +292,25 @@ impl State {
         }
     }
 
+    /// Starts the machine; a restored one is who it is to be when this returns.
+    async fn boot_on(&self, plan: &BootPlan, tap: u32) -> Result<Box<dyn Machine>> {
+        if let Some(restore) = &plan.restore {
+            let used = lock::try_share(&restore.memory)?;
+            if let Some(member) = self.lock().members.get_mut(&plan.vm) {
+                member.snapshot = used;
+            }
+        }
+        let machine = backend::boot(plan, &self.network, tap).await?;
+        if let Some(restore) = &plan.restore
+            && plan.backend.has_guest()
+            && let Err(error) = self.become_itself(&plan.vm, tap, restore).await
+        {
+            machine.kill().await?;
+            return Err(error);
+        }
+        Ok(machine)
+    }
+
     fn running(
         self: &Arc<Self>,
         vm: &Name,
@@ -295,8 +321,11 @@ impl State {
         if let Some(member) = self.lock().members.get_mut(vm) {
             member.phase = Phase::Running(machine);
         }
+        let aliases = self.aliases(vm);
         if let Ok(mut names) = self.names.write() {
-            names.insert(vm.to_string(), address);
+            for name in aliases.iter().chain([vm]) {
+                names.insert(name.to_string(), address);
+            }
         }
         tracing::info!("{vm} runs");
         let (state, vm) = (self.clone(), vm.clone());
@@ -319,15 +348,23 @@ impl State {
                 forward.task.abort();
             }
             member.phase = Phase::Ended(why.clone());
+            member.snapshot = None;
             was_detached = std::mem::take(&mut member.detached);
         }
+        let aliases = self.aliases(vm);
         if let Ok(mut names) = self.names.write() {
-            names.remove(vm.as_str());
+            for name in aliases.iter().chain([vm]) {
+                names.remove(name.as_str());
+            }
         }
         // Nobody may be listening.
         drop(self.events.send(Event::Ended { vm: vm.clone(), why }));
         // Also tells those who wait for the end to be on the books.
         self.life.send_modify(|life| life.detached -= usize::from(was_detached));
+    }
+
+    fn aliases(&self, vm: &Name) -> Vec<Name> {
+        self.lock().members.get(vm).map(|member| member.plan.aliases.clone()).unwrap_or_default()
     }
 
     fn machine(&self, vm: &Name) -> Result<Arc<dyn Machine>> {

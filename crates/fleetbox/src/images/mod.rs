@@ -21,7 +21,6 @@ use crate::store::lock;
 use crate::store::paths::Paths;
 
 pub use build::BuildOptions;
-#[cfg(test)]
 pub(crate) use cache::hex;
 use cache::{Origin, Record, Slot};
 pub(crate) use download::with_retries;

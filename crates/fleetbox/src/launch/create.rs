@@ -4,13 +4,15 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::SystemTime;
 
+use super::restore::{self, Saved};
 use super::{Bootable, StartRequest};
+use crate::backend::Restore;
 use crate::backend::select::Choice;
 use crate::error::{Error, Result};
 use crate::images::CachedImage;
 use crate::net::plan;
 use crate::prepare::{disk, seed};
-use crate::spec::DEFAULT_USER;
+use crate::spec::{DEFAULT_USER, VmSpec};
 use crate::ssh::keys::{self, KeyPair};
 use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
 use crate::store::place;
@@ -23,10 +25,14 @@ pub(super) fn create(
     cluster: &ClusterPaths,
     choice: &Choice,
     image: Option<&Bootable>,
-) -> Result<VmRecord> {
+    saved: Option<&Saved>,
+) -> Result<(VmRecord, Option<Restore>)> {
     let host_key = KeyPair::generate(request.name.as_str())?;
     let image = image.map(|(image, _)| image);
-    let record = new_record(request, cluster, choice, image, &host_key)?;
+    let mut record = new_record(request, cluster, choice, image, &host_key)?;
+    if let Some(saved) = saved {
+        saved.describe(&mut record);
+    }
     let half_made = tempfile::Builder::new()
         .prefix(".new-")
         .permissions(std::fs::Permissions::from_mode(0o700))
@@ -36,7 +42,13 @@ pub(super) fn create(
     let client_key = keys::installation_key(paths)?;
     if let Some(image) = image {
         let size_bytes = u64::from(record.spec.disk_gib) << 30;
-        disk::create_overlay(&member.disk(), &image.path, size_bytes)?;
+        match record.layers.first() {
+            Some(layer) => disk::create_overlay_on_layer(&member.disk(), layer, size_bytes)?,
+            None => disk::create_overlay(&member.disk(), &image.path, size_bytes)?,
+        }
+    }
+    if let Some(saved) = saved {
+        saved.link_layers(&member)?;
     }
     write_seed(&record, &member, &client_key, &host_key)?;
     write_known_hosts(&record, &member)?;
@@ -48,7 +60,11 @@ pub(super) fn create(
     request.trail.creates();
     // It is no longer there under its temporary name.
     drop(half_made.keep());
-    Ok(record)
+    let restore = match saved {
+        Some(saved) => Some(saved.restore(&record, &host_key, &restore::machine_id()?)),
+        None => None,
+    };
+    Ok((record, restore))
 }
 
 fn new_record(
@@ -80,6 +96,9 @@ fn new_record(
         image_stamp,
         image_digest,
         host_key: host_key.public_openssh(),
+        layers: Vec::new(),
+        aliases: Vec::new(),
+        snapshot: None,
         ephemeral: request.ephemeral,
         created_at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
     })
@@ -98,14 +117,23 @@ fn write_seed(
     host_key: &KeyPair,
 ) -> Result<()> {
     let authorized_key = client_key.public_openssh();
-    let host_key_private = host_key.private_openssh();
+    let private = host_key.private_openssh();
     let instance_id = format!("{}-{}", record.name, record.created_at);
-    let spec = seed::SeedSpec {
-        instance_id: &instance_id,
+    seed::write(&member.seed(), &seed_spec(record, &instance_id, &authorized_key, &private))
+}
+
+fn seed_spec<'a>(
+    record: &'a VmRecord,
+    instance_id: &'a str,
+    authorized_key: &'a str,
+    host_key_private_openssh: &'a str,
+) -> seed::SeedSpec<'a> {
+    seed::SeedSpec {
+        instance_id,
         hostname: record.name.as_str(),
         user: &record.user,
-        authorized_key: &authorized_key,
-        host_key_private_openssh: &host_key_private,
+        authorized_key,
+        host_key_private_openssh,
         host_key_public: &record.host_key,
         network: seed::NetworkSpec {
             mac: record.mac.clone(),
@@ -115,8 +143,14 @@ fn write_seed(
             dns: plan::GATEWAY,
             search: Some(plan::DOMAIN.to_owned()),
         },
-    };
-    seed::write(&member.seed(), &spec)
+    }
+}
+
+/// What every seed of this installation says, without what is one VM's own.
+pub(super) fn seed_shape(client_key: &KeyPair) -> Result<String> {
+    let record = VmRecord::described(&VmSpec::default())?;
+    let files = seed::render(&seed_spec(&record, "", &client_key.public_openssh(), ""));
+    Ok([files.meta_data, files.user_data, files.network_config].concat())
 }
 
 fn write_known_hosts(record: &VmRecord, member: &MemberPaths) -> Result<()> {

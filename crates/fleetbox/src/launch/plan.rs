@@ -10,9 +10,11 @@ use crate::error::{Error, Result};
 use crate::prepare::firmware::{self, Firmware};
 use crate::prepare::kernel::{self, BootFiles, BootSource};
 use crate::progress::ProgressSink;
-use crate::spec::Arch;
+use crate::snapshot::maker;
+use crate::spec::{Arch, VmSpec};
 use crate::store::paths::{MemberPaths, write_atomic};
 use crate::store::record::VmRecord;
+use crate::store::snapshot::Maker;
 
 /// What runs the guest, and what starts it.
 pub(super) struct Start {
@@ -58,10 +60,41 @@ pub(super) fn start_of(
 }
 
 impl Start {
+    /// What would restore the machine of that record.
+    pub(super) fn maker(&self, record: &VmRecord) -> Result<Maker> {
+        maker::of(&self.plan_with(record, &MemberPaths::at("/".into()), self.shape(record.spec.arch)))
+    }
+
+    /// The same of a machine that is only described.
+    pub(super) fn maker_of(&self, spec: &VmSpec) -> Result<Maker> {
+        self.maker(&VmRecord::described(spec)?)
+    }
+
+    /// What starts the guest, without what is one VM's own.
+    pub(super) fn shape(&self, arch: Arch) -> Boot {
+        match &self.from {
+            From::Kernel(files) => Boot::Kernel {
+                kernel: files.kernel.clone(),
+                initrd: files.initrd.clone(),
+                cmdline: cmdline(&files.cmdline, arch, self.choice.accel),
+            },
+            From::Firmware(firmware) => Boot::Firmware(FirmwareFiles {
+                code: firmware.code.clone(),
+                variables: firmware.variables.as_ref().map(|_| "/variables".into()),
+                format: firmware.format.clone(),
+            }),
+            From::Nothing => Boot::Nothing,
+        }
+    }
+
     /// Everything the backend needs to know.
     pub(super) fn plan(&self, record: &VmRecord, member: &MemberPaths) -> Result<BootPlan> {
+        Ok(self.plan_with(record, member, self.boot(record.spec.arch, member)?))
+    }
+
+    fn plan_with(&self, record: &VmRecord, member: &MemberPaths, boot: Boot) -> BootPlan {
         let choice = &self.choice;
-        Ok(BootPlan {
+        BootPlan {
             vm: record.name.clone(),
             backend: choice.backend,
             program: choice.program.clone(),
@@ -69,7 +102,7 @@ impl Start {
             arch: record.spec.arch,
             cpus: record.spec.cpus,
             memory_mib: record.spec.memory_mib,
-            boot: self.boot(record.spec.arch, member)?,
+            boot,
             disk: member.disk(),
             image: record.image_path.clone(),
             seed: member.seed(),
@@ -81,7 +114,10 @@ impl Start {
             nested_virt: record.spec.nested_virt,
             durable: record.spec.durable,
             disk_bytes: u64::from(record.spec.disk_gib) << 30,
-        })
+            layers: record.layers.iter().map(|layer| member.layer(layer)).collect(),
+            aliases: record.aliases.clone(),
+            restore: None,
+        }
     }
 
     /// The same guest by QEMU's emulation, after a KVM that turned out to be none.
@@ -94,22 +130,13 @@ impl Start {
     }
 
     fn boot(&self, arch: Arch, member: &MemberPaths) -> Result<Boot> {
-        Ok(match &self.from {
-            From::Kernel(files) => Boot::Kernel {
-                kernel: files.kernel.clone(),
-                initrd: files.initrd.clone(),
-                cmdline: cmdline(&files.cmdline, arch, self.choice.accel),
-            },
-            From::Firmware(firmware) => Boot::Firmware(FirmwareFiles {
-                code: firmware.code.clone(),
-                variables: match &firmware.variables {
-                    Some(template) => Some(own_variables(template, member)?),
-                    None => None,
-                },
-                format: firmware.format.clone(),
-            }),
-            From::Nothing => Boot::Nothing,
-        })
+        let mut boot = self.shape(arch);
+        if let (Boot::Firmware(files), From::Firmware(firmware)) = (&mut boot, &self.from)
+            && let Some(template) = &firmware.variables
+        {
+            files.variables = Some(own_variables(template, member)?);
+        }
+        Ok(boot)
     }
 }
 

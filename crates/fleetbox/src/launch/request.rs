@@ -9,6 +9,7 @@ use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::ProgressSink;
 use crate::spec::{Name, VmSpec};
+use crate::store::record::SnapshotOf;
 
 /// What `start` was asked for.
 #[derive(Debug, Clone)]
@@ -23,6 +24,8 @@ pub(crate) struct StartRequest {
     /// Whether the caller chose anything of the spec, so that ignoring it is worth a word.
     pub spec_given: bool,
     pub backend: Option<Backend>,
+    /// What it comes from if it is made now.
+    pub origin: Origin,
     pub detached: bool,
     pub ephemeral: bool,
     pub host_routable: bool,
@@ -47,6 +50,18 @@ impl StartRequest {
         }
         Ok(())
     }
+}
+
+/// What a VM that is made comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A boot of its own.
+    #[default]
+    Boot,
+    /// A machine that was booted for all that want the same.
+    Warm,
+    /// A machine in a snapshot.
+    Snapshot(SnapshotOf),
 }
 
 /// What a start did so far, for whoever has to undo it, also when it was dropped.

@@ -8,6 +8,8 @@ mod dns;
 #[cfg(target_os = "linux")]
 mod egress;
 #[cfg(target_os = "linux")]
+mod line;
+#[cfg(target_os = "linux")]
 mod linux;
 pub(crate) mod plan;
 #[cfg(target_os = "linux")]
@@ -22,6 +24,7 @@ pub(crate) use self::{
     capture::{Capture, Captured},
     dns::{Names, Resolver, serve as serve_dns},
     egress::serve as serve_egress,
+    line::Line,
     linux::{Listeners, LocalName, Network, check_host_routable, remove_host_links},
     plane::{Plane, Wanted},
     policy::{RuleSet, Rules, Seen},

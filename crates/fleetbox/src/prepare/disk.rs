@@ -16,6 +16,13 @@ const HEADER_BYTES: u32 = 104;
 const BACKING_PATH_MAX: usize = 1023;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 
+/// What an overlay lies on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Below {
+    Raw,
+    Qcow2,
+}
+
 /// What precedes the first-level table: header, table of reference counts, their one block.
 const FIXED_CLUSTERS: u64 = 3;
 
@@ -43,11 +50,16 @@ pub(crate) fn create_overlay(path: &Path, backing: &Path, size_bytes: u64) -> Re
         )
         .hint("move the state directory (FLEETBOX_HOME) or the image to a shorter absolute path"));
     }
-    write_atomic(path, &render(name, size_bytes.next_multiple_of(512)))
+    write_atomic(path, &render(name, Below::Raw, size_bytes.next_multiple_of(512)))
+}
+
+/// The same on another overlay, which has that name in whatever directory the disk is in.
+pub(crate) fn create_overlay_on_layer(path: &Path, layer: &str, size_bytes: u64) -> Result<()> {
+    write_atomic(path, &render(layer.as_bytes(), Below::Qcow2, size_bytes.next_multiple_of(512)))
 }
 
 /// The whole file: the guest's first write finds its tables ready.
-fn render(backing: &[u8], size_bytes: u64) -> Vec<u8> {
+fn render(backing: &[u8], below: Below, size_bytes: u64) -> Vec<u8> {
     let l1_entries = size_bytes.div_ceil(BYTES_PER_L1_ENTRY).max(1);
     let clusters = FIXED_CLUSTERS + (l1_entries * 8).div_ceil(CLUSTER_BYTES);
     let mut file = Vec::new();
@@ -68,8 +80,12 @@ fn render(backing: &[u8], size_bytes: u64) -> Vec<u8> {
     file.extend(4u32.to_be_bytes()); // reference counts of 2^4 bits
     file.extend(HEADER_BYTES.to_be_bytes());
     file.extend(EXTENSION_BACKING_FORMAT.to_be_bytes());
-    file.extend(3u32.to_be_bytes());
-    file.extend(b"raw\0\0\0\0\0");
+    let (length, format) = match below {
+        Below::Raw => (3u32, b"raw\0\0\0\0\0"),
+        Below::Qcow2 => (5u32, b"qcow2\0\0\0"),
+    };
+    file.extend(length.to_be_bytes());
+    file.extend(format);
     file.extend([0; 8]); // end of extensions
     debug_assert_eq!(file.len(), backing_offset as usize);
     file.extend(backing);

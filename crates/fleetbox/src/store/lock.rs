@@ -8,6 +8,23 @@ use std::path::Path;
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// A held shared lock: others may share it, and nobody takes it alone until the last has dropped it or
+/// died.
+#[derive(Debug)]
+pub(crate) struct SharedLock {
+    _file: File,
+}
+
+/// Shares the lock on a file that exists, unless somebody has it alone.
+pub(crate) fn try_share(path: &Path) -> Result<Option<SharedLock>> {
+    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    match file.try_lock_shared() {
+        Ok(()) if is_current(&file, path) => Ok(Some(SharedLock { _file: file })),
+        Ok(()) | Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(e)) => Err(Error::io("lock", path, e)),
+    }
+}
+
 /// A held exclusive lock; dropping it, or dying, releases it.
 #[derive(Debug)]
 pub(crate) struct Lock {

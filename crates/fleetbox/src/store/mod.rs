@@ -6,4 +6,5 @@ mod owner;
 pub(crate) mod paths;
 pub(crate) mod place;
 pub(crate) mod record;
+pub(crate) mod snapshot;
 pub(crate) mod timeline;

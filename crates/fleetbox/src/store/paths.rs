@@ -83,6 +83,29 @@ impl Paths {
         self.root.join("names.lock")
     }
 
+    /// Snapshots that were given a name.
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
+    pub(crate) fn snapshot(&self, name: &Name) -> SnapshotPaths {
+        SnapshotPaths { dir: self.snapshots().join(name) }
+    }
+
+    /// Snapshots that warm starts made for themselves, by what they depend on.
+    pub(crate) fn goldens(&self) -> PathBuf {
+        self.root.join("cache/golden")
+    }
+
+    pub(crate) fn golden(&self, key: &str) -> SnapshotPaths {
+        SnapshotPaths { dir: self.goldens().join(key) }
+    }
+
+    /// Held while that one is made.
+    pub(crate) fn golden_lock(&self, key: &str) -> PathBuf {
+        self.goldens().join(format!("{key}.lock"))
+    }
+
     pub(crate) fn clusters(&self) -> PathBuf {
         self.root.join("clusters")
     }
@@ -233,8 +256,79 @@ impl MemberPaths {
         self.dir.join("firmware.fd")
     }
 
+    /// A layer that the disk lies on.
+    pub(crate) fn layer(&self, layer: &str) -> PathBuf {
+        self.dir.join(layer)
+    }
+
     pub(crate) fn known_hosts(&self) -> PathBuf {
         self.dir.join("known_hosts")
+    }
+}
+
+/// The directory of one snapshot.
+#[derive(Debug, Clone)]
+pub(crate) struct SnapshotPaths {
+    dir: PathBuf,
+}
+
+impl SnapshotPaths {
+    /// One that is still being made, under a temporary name.
+    pub(crate) fn at(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The snapshot's record; it exists when this file does.
+    pub(crate) fn record(&self) -> PathBuf {
+        self.dir.join("snapshot.json")
+    }
+
+    /// Its time is that of the last use.
+    pub(crate) fn used(&self) -> PathBuf {
+        self.dir.join("used")
+    }
+
+    pub(crate) fn member(&self, vm: &Name) -> SavedPaths {
+        SavedPaths { dir: self.dir.join(vm) }
+    }
+}
+
+/// The directory of one machine in a snapshot.
+#[derive(Debug, Clone)]
+pub(crate) struct SavedPaths {
+    dir: PathBuf,
+}
+
+impl SavedPaths {
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The guest's memory. Locked by who uses it.
+    pub(crate) fn memory(&self) -> PathBuf {
+        self.dir.join("memory")
+    }
+
+    /// The rest of the machine's state.
+    pub(crate) fn device(&self) -> PathBuf {
+        self.dir.join("device")
+    }
+
+    pub(crate) fn layer(&self, layer: &str) -> PathBuf {
+        self.dir.join(layer)
+    }
+
+    /// A disk that is needed while it is saved.
+    pub(crate) fn spare(&self) -> PathBuf {
+        self.dir.join("spare.qcow2")
+    }
+
+    pub(crate) fn vmm_log(&self) -> PathBuf {
+        self.dir.join("vmm.log")
     }
 }
 

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::paths::{self, ClusterPaths, MemberPaths, Paths};
 use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
-use crate::spec::{Name, VmSpec};
+use crate::net::plan;
+use crate::spec::{DEFAULT_USER, Name, VmSpec};
 
 /// The version of the record's format. A newer one is refused, an older one is read.
 const FORMAT: u32 = 1;
@@ -36,10 +37,28 @@ pub(crate) struct VmRecord {
     pub image_digest: String,
     /// The guest's public host key, pinned before its first boot.
     pub host_key: String,
+    /// What the disk is an overlay on, each on the next, the last on the image: files in the member's
+    /// directory. None if it lies on the image itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<String>,
+    /// Further names by which its fellows know it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<Name>,
+    /// The snapshot it was last saved in, or made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotOf>,
     /// The disk goes when the machine does.
     pub ephemeral: bool,
     /// RFC 3339, UTC.
     pub created_at: String,
+}
+
+/// A machine in a snapshot with a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SnapshotOf {
+    pub snapshot: Name,
+    /// Its name there.
+    pub vm: Name,
 }
 
 /// Tells whether an image was changed under the overlays that lie on it.
@@ -67,6 +86,32 @@ impl ImageStamp {
 
 impl VmRecord {
     pub(crate) const FORMAT: u32 = FORMAT;
+
+    /// One of no VM there is: the first of a cluster, as it would be.
+    pub(crate) fn described(spec: &VmSpec) -> Result<Self> {
+        let plan::Place { address, mac } = plan::place(0)?;
+        let name = Name::new("described")?;
+        Ok(Self {
+            format: FORMAT,
+            cluster: name.clone(),
+            name,
+            index: 0,
+            address,
+            mac,
+            user: DEFAULT_USER.to_owned(),
+            spec: spec.clone(),
+            backend: None,
+            image_path: PathBuf::new(),
+            image_stamp: ImageStamp { size_bytes: 0, modified_ns: 0 },
+            image_digest: String::new(),
+            host_key: String::new(),
+            layers: Vec::new(),
+            aliases: Vec::new(),
+            snapshot: None,
+            ephemeral: false,
+            created_at: String::new(),
+        })
+    }
 
     /// The record in a member's directory, if there is one.
     pub(crate) fn read_dir(dir: &Path) -> Result<Option<Self>> {
@@ -108,6 +153,17 @@ impl VmRecord {
     /// Refuses to go on when the image is not what the disk was made on: the guest would see
     /// garbage.
     pub(crate) fn check_image(&self) -> Result<()> {
+        self.check_base_image().map_err(|e| {
+            e.vm(self.name.as_str()).hint(format!("`fleetbox rm {}`, then start it anew", self.name))
+        })
+    }
+
+    /// The same for whatever lies on the image.
+    pub(crate) fn check_base_image(&self) -> Result<()> {
+        if self.image_path.as_os_str().is_empty() {
+            // The fake backend has none.
+            return Ok(());
+        }
         if ImageStamp::of(&self.image_path)? == self.image_stamp {
             return Ok(());
         }
@@ -115,8 +171,7 @@ impl VmRecord {
             ErrorKind::ImageUnreadable,
             format!("use the disk: its image {} was changed since", self.image_path.display()),
         )
-        .vm(self.name.as_str())
-        .hint(format!("`fleetbox rm {}`, then start it anew", self.name)))
+        .hint("make anew what lies on it"))
     }
 }
 

@@ -41,6 +41,8 @@ pub(crate) enum What {
     HolderStarted { version: String },
     HolderEnded,
     Boot,
+    Restore,
+    Save { paused_us: u64 },
     End { why: String },
     LetGo,
     StopAsked { grace_ms: u64 },

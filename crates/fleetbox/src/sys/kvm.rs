@@ -8,6 +8,8 @@ use std::sync::OnceLock;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
+
 /// Why KVM cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Unusable {
@@ -76,6 +78,17 @@ fn open(device: &Path) -> Result<(), Unusable> {
         // Without the module the file may be there all the same (ENODEV, ENXIO).
         Err(_) => Err(Unusable::Absent),
     }
+}
+
+/// What guests see of the host: its processor with all it can do, and its kernel, in a line.
+pub(crate) fn processor() -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = |name: &str| cpuinfo.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let what = format!("{}{}{}", line("flags"), line("Features"), line("microcode"));
+    let digest = crate::images::hex(&Sha256::digest(what)[..4]);
+    let model = line("model name").split(": ").nth(1).unwrap_or("processor");
+    format!("{model} ({digest}) on Linux {}", kernel.trim())
 }
 
 /// A paravirtual KVM may run a few instructions and then no kernel, so on x86-64 the processor must

@@ -12,6 +12,7 @@ pub(crate) mod namespace;
 pub(crate) mod orphan;
 #[cfg(target_os = "linux")]
 pub(crate) mod packet;
+pub(crate) mod random;
 pub(crate) mod reexec;
 #[cfg(feature = "unstable-fake")]
 pub(crate) mod session;

@@ -6,6 +6,8 @@ use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
+use tokio::io::unix::AsyncFd;
+
 /// What waits to be read; above it frames are lost, and counted.
 const BUFFER_BYTES: libc::c_int = 16 * 1024 * 1024;
 
@@ -54,6 +56,54 @@ pub(crate) fn listen(interface: u32) -> io::Result<OwnedFd> {
         )
     };
     if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
+}
+
+/// A socket that gets the payload of every frame of that type that comes in at any interface, and sends
+/// such. Frames of a bridge's ports come in at the bridge.
+pub(crate) fn of_type(ethertype: u16) -> io::Result<OwnedFd> {
+    let flags = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    let protocol = libc::c_int::from(ethertype.to_be());
+    // SAFETY: socket takes plain integers.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, flags, protocol) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the fd is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The socket as tokio waits for it.
+pub(crate) fn waited_for(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` always returns the one fd it owns, which is open until it is dropped.
+    Ok(unsafe { AsyncFd::register(socket) }?)
+}
+
+/// Sends one frame of that type out of the interface, to whoever is there.
+pub(crate) fn send_to_all(
+    socket: BorrowedFd<'_>,
+    interface: u32,
+    ethertype: u16,
+    payload: &[u8],
+) -> io::Result<()> {
+    // SAFETY: all-zero is a valid sockaddr_ll.
+    let mut address: libc::sockaddr_ll = unsafe { zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = ethertype.to_be();
+    address.sll_ifindex = libc::c_int::try_from(interface).map_err(io::Error::other)?;
+    address.sll_halen = 6;
+    address.sll_addr[..6].fill(0xff);
+    // SAFETY: payload and address are of the lengths told, and live through the call.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            payload.as_ptr().cast(),
+            payload.len(),
+            0,
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+        )
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn set<T>(socket: &OwnedFd, level: i32, name: i32, value: &T) -> io::Result<()> {

@@ -274,7 +274,7 @@ impl Vm {
     }
 
     /// Records of old name no other than QEMU.
-    fn backend(&self) -> Backend {
+    pub(crate) fn backend(&self) -> Backend {
         self.inner.record.backend.unwrap_or(Backend::Qemu)
     }
 }

@@ -5,6 +5,7 @@ mod api;
 mod args;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -15,7 +16,7 @@ use tokio::sync::watch;
 
 use self::api::Api;
 use super::monitor::{self, GuestShutdown, Monitor};
-use super::{Asked, BootPlan, Ended, Machine};
+use super::{Asked, BootPlan, Ended, Machine, SavePlan, Saved, Together};
 use crate::control::message::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Network;
@@ -136,6 +137,19 @@ impl Machine for CloudHypervisor {
                 return Ok(());
             }
             Err(Error::new(ErrorKind::Unsupported, "make the disk bad: cloud-hypervisor cannot"))
+        })
+    }
+
+    fn save<'a>(
+        &'a self,
+        _plan: &'a SavePlan,
+        _paused: bool,
+        _tap: OwnedFd,
+        together: &'a Together,
+    ) -> Asked<'a, Saved> {
+        together.fail();
+        Box::pin(async {
+            Err(Error::new(ErrorKind::Unsupported, "save a machine: cloud-hypervisor cannot yet"))
         })
     }
 

@@ -8,10 +8,12 @@ pub(crate) mod guest;
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddrV4;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use serde_json::Value;
 use tokio::net::{TcpListener, UdpSocket};
@@ -21,7 +23,7 @@ use tokio::task::JoinHandle;
 
 use self::gate::{Gated, Paused};
 use self::guest::FakeGuest;
-use super::{Asked, BootPlan, Ended, Machine};
+use super::{Asked, BootPlan, Ended, Machine, SavePlan, Saved, Together};
 use crate::control::message::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Network;
@@ -35,6 +37,7 @@ struct FakeMachine {
     ended: Ended,
     reboot: Box<dyn Fn() + Send + Sync>,
     paused: watch::Sender<bool>,
+    home: PathBuf,
 }
 
 /// "Boots": the guest answers when this returns.
@@ -58,6 +61,11 @@ pub(super) async fn boot(
         .map_err(failed("serve echo"))?;
     let (paused, pause) = watch::channel(false);
     let guest = from_seed(plan, pause.clone()).map_err(failed("read the seed"))?;
+    let home = guest.home.clone();
+    if let Some(restore) = &plan.restore {
+        let saved = restore.memory.with_file_name(SAVED_HOME);
+        copy_files(&saved, &home).map_err(failed("restore the fake guest's files"))?;
+    }
     write_console(&plan.console).map_err(failed("write the console"))?;
     #[expect(clippy::disallowed_methods, reason = "a backend starts its monitor")]
     let mut command = std::process::Command::new(&plan.program);
@@ -97,7 +105,7 @@ pub(super) async fn boot(
             tracing::warn!("write the fake console: {e}");
         }
     });
-    Ok(FakeMachine { end, ended, reboot, paused })
+    Ok(FakeMachine { end, ended, reboot, paused, home })
 }
 
 fn lock(task: &Mutex<JoinHandle<()>>) -> std::sync::MutexGuard<'_, JoinHandle<()>> {
@@ -200,6 +208,30 @@ fn from_seed(plan: &BootPlan, paused: Paused) -> io::Result<FakeGuest> {
     })
 }
 
+/// Where a snapshot has the guest's files.
+const SAVED_HOME: &str = "guest";
+
+fn save_files(home: &Path, plan: &SavePlan) -> io::Result<()> {
+    std::fs::write(&plan.memory, b"")?;
+    std::fs::write(&plan.device, b"fake")?;
+    copy_files(home, &plan.memory.with_file_name(SAVED_HOME))
+}
+
+/// What tests put there: files and directories.
+fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_files(&entry.path(), &to)?;
+        } else {
+            std::fs::copy(entry.path(), to)?;
+        }
+    }
+    Ok(())
+}
+
 impl FakeMachine {
     async fn end(&self, why: &'static str) -> Result<()> {
         // Full or closed means it is ending already.
@@ -238,6 +270,28 @@ impl Machine for FakeMachine {
     /// There is no disk that could be bad: what is tested is who asks for it, and how long.
     fn set_disk(&self, _disk: Disk) -> Asked<'_, ()> {
         Box::pin(async { Ok(()) })
+    }
+
+    /// There is no memory: what is tested is who saves and restores, and when.
+    fn save<'a>(
+        &'a self,
+        plan: &'a SavePlan,
+        paused: bool,
+        _tap: OwnedFd,
+        together: &'a Together,
+    ) -> Asked<'a, Saved> {
+        Box::pin(async move {
+            let began = Instant::now();
+            self.paused.send_replace(true);
+            let all_still = together.wait().await;
+            let saved = save_files(&self.home, plan);
+            self.paused.send_replace(paused);
+            if !all_still {
+                return Err(Error::new(ErrorKind::HolderDied, "save together: another cannot be"));
+            }
+            saved.map_err(|e| Error::io("save to", &plan.memory, e))?;
+            Ok(Saved { paused: began.elapsed() })
+        })
     }
 
     fn kill(&self) -> Asked<'_, ()> {

@@ -15,6 +15,8 @@ pub(super) const DISK_FD: RawFd = 12;
 /// The disk's device and the node it stands on while nothing is wrong with it.
 pub(super) const DISK_DEVICE: &str = "vda";
 pub(super) const DISK_NODE: &str = "disk0";
+/// The guest's memory.
+const MEMORY: &str = "ram0";
 
 /// Translated code kept, in MiB. Without a bound QEMU takes a gigabyte; a booted Debian needs less
 /// than this.
@@ -22,7 +24,18 @@ const TRANSLATION_CACHE_MIB: u32 = 512;
 /// The same for a guest that has guests of its own, whose code is translated besides.
 const TRANSLATION_CACHE_NESTED_MIB: u32 = 1024;
 
-pub(super) fn arguments(plan: &BootPlan) -> Vec<String> {
+/// What the guest's memory is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Memory<'a> {
+    /// The monitor's own.
+    Anonymous,
+    /// A file, which has in it what the guest's memory has. A guest comes in over QMP and stands still.
+    Received(&'a Path),
+    /// A file's content, and the guest's own from where it writes. A guest comes in over QMP.
+    Restored(&'a Path),
+}
+
+pub(super) fn arguments(plan: &BootPlan, memory: Memory<'_>) -> Vec<String> {
     let mut args = Args(Vec::new());
     args.add("-name", format!("guest={},debug-threads=on", plan.vm));
     args.flag("-nodefaults");
@@ -32,7 +45,7 @@ pub(super) fn arguments(plan: &BootPlan) -> Vec<String> {
     args.add("-display", "none");
     machine(&mut args, plan);
     args.add("-smp", plan.cpus.to_string());
-    args.add("-m", format!("{}M", plan.memory_mib));
+    self::memory(&mut args, plan, memory);
     boot(&mut args, &plan.boot);
     disks(&mut args, plan);
     args.add("-netdev", format!("tap,id=net0,fd={TAP_FD},vhost=off"));
@@ -41,6 +54,10 @@ pub(super) fn arguments(plan: &BootPlan) -> Vec<String> {
     args.add("-object", "rng-random,id=rng0,filename=/dev/urandom");
     args.add("-device", "virtio-rng-pci,rng=rng0");
     args.add("-device", "virtio-balloon-pci");
+    if plan.arch == Arch::X86_64 {
+        // A guest that has its driver renews its randomness when it comes back as another.
+        args.add("-device", "vmgenid,guid=auto");
+    }
     args.add("-chardev", format!("file,id=console0,path={}", option(&path(&plan.console))));
     args.add("-serial", "chardev:console0");
     args.add("-chardev", format!("socket,id=qmp0,fd={QMP_FD}"));
@@ -53,7 +70,7 @@ fn machine(args: &mut Args, plan: &BootPlan) {
         Arch::X86_64 => "q35,hpet=off",
         Arch::Aarch64 => "virt",
     };
-    args.add("-machine", machine);
+    args.add("-machine", format!("{machine},memory-backend={MEMORY}"));
     match plan.accel {
         Accel::Kvm => {
             args.add("-accel", "kvm");
@@ -74,6 +91,25 @@ fn machine(args: &mut Args, plan: &BootPlan) {
             };
             args.add("-cpu", cpu);
         }
+    }
+}
+
+/// The same by name in all three: QEMU finds what it saved by it.
+fn memory(args: &mut Args, plan: &BootPlan, memory: Memory<'_>) {
+    let file = |file: &Path, share: &str| {
+        let file = option(&path(file));
+        format!("memory-backend-file,mem-path={file},share={share}")
+    };
+    let (kind, incoming) = match memory {
+        Memory::Anonymous => ("memory-backend-ram".to_owned(), false),
+        Memory::Received(memory) => (file(memory, "on"), true),
+        Memory::Restored(memory) => (file(memory, "off"), true),
+    };
+    args.add("-m", format!("{}M", plan.memory_mib));
+    args.add("-object", format!("{kind},id={MEMORY},size={}M", plan.memory_mib));
+    if incoming {
+        args.flag("-S");
+        args.add("-incoming", "defer");
     }
 }
 
@@ -109,7 +145,8 @@ fn disks(args: &mut Args, plan: &BootPlan) {
         format!("driver=file,filename={}{cache}", option(&path(&plan.disk)))
     };
     args.add("-blockdev", format!("{file},node-name=file0,discard=unmap"));
-    let disk = format!("driver=qcow2,node-name={DISK_NODE},file=file0,discard=unmap{cache}");
+    let backing = layers(args, plan);
+    let disk = format!("driver=qcow2,node-name={DISK_NODE},file=file0,discard=unmap{cache}{backing}");
     args.add("-blockdev", disk);
     // A firmware looks nowhere else. 0 is the kernel that QEMU itself loads.
     let device = format!("virtio-blk-pci,id={DISK_DEVICE},drive={DISK_NODE},bootindex=1");
@@ -117,6 +154,28 @@ fn disks(args: &mut Args, plan: &BootPlan) {
     let seed = option(&path(&plan.seed));
     args.add("-blockdev", format!("driver=file,node-name=seed0,filename={seed},read-only=on"));
     args.add("-device", "virtio-blk-pci,drive=seed0");
+}
+
+/// What the disk lies on, told one by one: the names in the files are of the directory they were
+/// made in. Returns the option that puts the disk on it.
+fn layers(args: &mut Args, plan: &BootPlan) -> String {
+    if plan.layers.is_empty() {
+        return String::new();
+    }
+    let read_only = |args: &mut Args, node: &str, kind: &str, file: &Path, backing: &str| {
+        let file = option(&path(file));
+        args.add("-blockdev", format!("driver=file,node-name={node}-file,filename={file},read-only=on"));
+        let layer = format!("driver={kind},node-name={node},file={node}-file,read-only=on{backing}");
+        args.add("-blockdev", layer);
+    };
+    read_only(args, "image0", "raw", &plan.image, "");
+    let mut below = "image0".to_owned();
+    for (number, layer) in plan.layers.iter().enumerate().rev() {
+        let node = format!("layer{number}");
+        read_only(args, &node, "qcow2", layer, &format!(",backing={below}"));
+        below = node;
+    }
+    format!(",backing={below}")
 }
 
 fn path(path: &Path) -> String {
@@ -151,7 +210,7 @@ mod tests {
     }
 
     fn line(plan: &BootPlan) -> String {
-        arguments(plan).join(" ")
+        arguments(plan, Memory::Anonymous).join(" ")
     }
 
     #[test]
@@ -173,7 +232,7 @@ mod tests {
     fn arm_guests_get_the_virt_machine() {
         let arm = BootPlan { arch: Arch::Aarch64, ..plan() };
         assert!(line(&arm).contains(
-            "-machine virt -accel tcg,thread=multi,tb-size=512 -cpu max,pauth-impdef=on"
+            "-machine virt,memory-backend=ram0 -accel tcg,thread=multi,tb-size=512 -cpu max,pauth-impdef=on"
         ));
     }
 
@@ -189,6 +248,28 @@ mod tests {
         let line = line(&BootPlan { durable: true, ..plan() });
         assert!(line.contains("driver=nbd,server.type=fd,server.str=12,node-name=file0"), "{line}");
         assert!(!line.contains("disk.qcow2"));
+    }
+
+    #[test]
+    fn a_machine_that_comes_in_has_its_memory_in_a_file() {
+        let file = Path::new("/m,m");
+        let restored = arguments(&plan(), Memory::Restored(file)).join(" ");
+        assert!(restored.contains(
+            "-object memory-backend-file,mem-path=/m,,m,share=off,id=ram0,size=1024M -S -incoming defer"
+        ));
+        let received = arguments(&plan(), Memory::Received(file)).join(" ");
+        assert!(received.contains("mem-path=/m,,m,share=on"), "{received}");
+        assert!(line(&plan()).contains("-object memory-backend-ram,id=ram0,size=1024M -kernel"));
+    }
+
+    #[test]
+    fn layers_are_told_from_the_image_up() {
+        let layers = vec!["/top.qcow2".into(), "/low.qcow2".into()];
+        let line = line(&BootPlan { layers, ..plan() });
+        assert!(line.contains("driver=raw,node-name=image0,file=image0-file,read-only=on"), "{line}");
+        assert!(line.contains("node-name=layer1,file=layer1-file,read-only=on,backing=image0"));
+        assert!(line.contains("node-name=layer0,file=layer0-file,read-only=on,backing=layer1"));
+        assert!(line.contains("node-name=disk0,file=file0,discard=unmap,backing=layer0"));
     }
 
     #[test]

@@ -3,7 +3,9 @@
 
 mod args;
 mod disk;
+mod migration;
 mod qmp;
+mod save;
 mod volatile;
 
 use std::io;
@@ -13,9 +15,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use self::args::Memory;
 use self::qmp::Qmp;
 use super::monitor::{self, Monitor};
-use super::{Asked, BootPlan, Ended, Machine};
+use super::{Asked, BootPlan, Ended, Machine, SavePlan, Saved, Together};
 use crate::control::message::Disk;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -25,12 +28,40 @@ const GREETING_WAIT: Duration = Duration::from_secs(30);
 pub(crate) struct QemuMachine {
     qmp: Qmp,
     monitor: Monitor,
-    memory_mib: u32,
+    plan: BootPlan,
     disk: tokio::sync::Mutex<disk::Filters>,
 }
 
-/// Starts QEMU and waits for its greeting.
+/// What a machine that boots is run with.
+pub(crate) fn command_line(plan: &BootPlan) -> Vec<String> {
+    args::arguments(plan, Memory::Anonymous)
+}
+
+/// Starts QEMU and waits for its greeting; a machine that is restored runs when this returns.
 pub(crate) async fn boot(plan: &BootPlan, tap: OwnedFd) -> Result<QemuMachine> {
+    let Some(restore) = &plan.restore else {
+        return start(plan, Memory::Anonymous, tap).await;
+    };
+    let machine = start(plan, Memory::Restored(&restore.memory), tap).await?;
+    let restored = async {
+        migration::restore(&machine.qmp, &restore.device).await?;
+        machine.qmp.execute("cont").await
+    };
+    let restored = tokio::select! {
+        restored = restored => restored,
+        () = machine.monitor.wait() => Err(io::Error::other("it ended")),
+    };
+    match restored {
+        Ok(()) => Ok(machine),
+        Err(e) => {
+            machine.monitor.kill().await;
+            Err(monitor::failed(plan, "restore a machine with", e))
+        }
+    }
+}
+
+/// Runs QEMU with that memory.
+async fn start(plan: &BootPlan, memory: Memory<'_>, tap: OwnedFd) -> Result<QemuMachine> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| monitor::failed(plan, "prepare", e))?;
     let mut fds = vec![(tap, args::TAP_FD), (theirs.into(), args::QMP_FD)];
     if plan.durable {
@@ -38,7 +69,7 @@ pub(crate) async fn boot(plan: &BootPlan, tap: OwnedFd) -> Result<QemuMachine> {
         let served = served.map_err(|e| monitor::failed(plan, "prepare the disk of", e))?;
         fds.push((served.into(), args::DISK_FD));
     }
-    let (monitor, shutdown) = Monitor::spawn(plan, &args::arguments(plan), fds)
+    let (monitor, shutdown) = Monitor::spawn(plan, &args::arguments(plan, memory), fds)
         .map_err(|e| monitor::failed(plan, "run", e))?;
     let greeted = tokio::select! {
         greeted = tokio::time::timeout(GREETING_WAIT, greet(ours, shutdown)) => match greeted {
@@ -50,7 +81,7 @@ pub(crate) async fn boot(plan: &BootPlan, tap: OwnedFd) -> Result<QemuMachine> {
     match greeted {
         Ok(qmp) => {
             let disk = tokio::sync::Mutex::default();
-            Ok(QemuMachine { qmp, monitor, memory_mib: plan.memory_mib, disk })
+            Ok(QemuMachine { qmp, monitor, plan: plan.clone(), disk })
         }
         Err(e) => {
             monitor.kill().await;
@@ -87,12 +118,22 @@ impl Machine for QemuMachine {
 
     fn set_balloon(&self, mib: u32) -> Asked<'_, ()> {
         // QEMU is told what shall be left.
-        let left_bytes = u64::from(self.memory_mib.saturating_sub(mib)) << 20;
+        let left_bytes = u64::from(self.plan.memory_mib.saturating_sub(mib)) << 20;
         Box::pin(self.ask("balloon", json!({ "value": left_bytes })))
     }
 
     fn set_disk(&self, disk: Disk) -> Asked<'_, ()> {
         Box::pin(async move { self.disk.lock().await.set(self, disk).await })
+    }
+
+    fn save<'a>(
+        &'a self,
+        plan: &'a SavePlan,
+        paused: bool,
+        tap: OwnedFd,
+        together: &'a Together,
+    ) -> Asked<'a, Saved> {
+        Box::pin(save::save(self, plan, paused, tap, together))
     }
 
     fn kill(&self) -> Asked<'_, ()> {

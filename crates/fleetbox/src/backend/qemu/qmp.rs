@@ -3,21 +3,36 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::oneshot;
+use tokio::io::Interest;
+use tokio::sync::{broadcast, oneshot};
 
 use crate::backend::monitor::GuestShutdown;
+use crate::sys;
 
 /// QEMU answers its main loop's commands at once unless it hangs.
 const ANSWER_WAIT: Duration = Duration::from_secs(20);
 
+/// Far more than come between two looks at them.
+const EVENTS_KEPT: usize = 256;
+
 type Waiting = Arc<Mutex<Pending>>;
+
+/// What QEMU tells unasked.
+#[derive(Debug, Clone)]
+pub(super) struct QmpEvent {
+    pub name: String,
+    pub data: Value,
+    /// When it was read.
+    pub at: Instant,
+}
 
 #[derive(Default)]
 struct Pending {
@@ -29,6 +44,7 @@ struct Pending {
 pub(super) struct Qmp {
     writer: tokio::sync::Mutex<OwnedWriteHalf>,
     waiting: Waiting,
+    events: broadcast::Sender<QmpEvent>,
 }
 
 impl Qmp {
@@ -41,8 +57,9 @@ impl Qmp {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let waiting = Waiting::default();
-        tokio::spawn(read_all(reader, waiting.clone(), shutdown));
-        let qmp = Self { writer: tokio::sync::Mutex::new(writer), waiting };
+        let events = broadcast::channel(EVENTS_KEPT).0;
+        tokio::spawn(read_all(reader, waiting.clone(), shutdown, events.clone()));
+        let qmp = Self { writer: tokio::sync::Mutex::new(writer), waiting, events };
         qmp.execute("qmp_capabilities").await?;
         Ok(qmp)
     }
@@ -54,6 +71,30 @@ impl Qmp {
 
     /// Runs a command and waits for its answer.
     pub(super) async fn execute_with(&self, command: &str, arguments: &Value) -> io::Result<()> {
+        self.ask(command, arguments).await.map(drop)
+    }
+
+    /// Gives QEMU a copy of `fd`, which it knows by that name from then on.
+    pub(super) async fn pass(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.say("getfd", &json!({ "fdname": name }), Some(fd)).await.map(drop)
+    }
+
+    /// What it tells from now on.
+    pub(super) fn events(&self) -> broadcast::Receiver<QmpEvent> {
+        self.events.subscribe()
+    }
+
+    /// Runs a command and returns its answer.
+    pub(super) async fn ask(&self, command: &str, arguments: &Value) -> io::Result<Value> {
+        self.say(command, arguments, None).await
+    }
+
+    async fn say(
+        &self,
+        command: &str,
+        arguments: &Value,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Value> {
         let (sender, receiver) = oneshot::channel();
         let id = {
             let mut pending = lock(&self.waiting);
@@ -67,13 +108,33 @@ impl Qmp {
         };
         let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         line.push('\n');
-        self.writer.lock().await.write_all(line.as_bytes()).await?;
+        {
+            let mut writer = self.writer.lock().await;
+            let sent = match fd {
+                Some(fd) => send_with(&writer, line.as_bytes(), fd).await?,
+                None => 0,
+            };
+            writer.write_all(&line.as_bytes()[sent..]).await?;
+        }
         let answer = tokio::time::timeout(ANSWER_WAIT, receiver).await;
         lock(&self.waiting).by_id.remove(&id);
         match answer {
-            Ok(Ok(answer)) => answer.map(|_| ()),
+            Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(io::ErrorKind::NotConnected.into()),
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
+/// Sends at least the first byte, and the fd with it.
+async fn send_with(writer: &OwnedWriteHalf, line: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let socket: &UnixStream = writer.as_ref();
+    loop {
+        socket.writable().await?;
+        let sent = || sys::fd::send(socket.as_fd(), line, Some(fd));
+        match socket.try_io(Interest::WRITABLE, sent) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            sent => return sent,
         }
     }
 }
@@ -86,11 +147,12 @@ async fn read_all(
     mut reader: impl tokio::io::AsyncBufRead + Unpin,
     waiting: Waiting,
     shutdown: GuestShutdown,
+    events: broadcast::Sender<QmpEvent>,
 ) {
     let mut line = String::new();
     while matches!(reader.read_line(&mut line).await, Ok(n) if n > 0) {
         match serde_json::from_str::<Value>(&line) {
-            Ok(message) => take(&message, &waiting, &shutdown),
+            Ok(message) => take(message, &waiting, &shutdown, &events),
             Err(e) => tracing::warn!("a line from QEMU is not JSON: {e}"),
         }
         line.clear();
@@ -101,7 +163,12 @@ async fn read_all(
     pending.by_id.clear();
 }
 
-fn take(message: &Value, waiting: &Waiting, shutdown: &GuestShutdown) {
+fn take(
+    mut message: Value,
+    waiting: &Waiting,
+    shutdown: &GuestShutdown,
+    events: &broadcast::Sender<QmpEvent>,
+) {
     if let Some(name) = message["event"].as_str() {
         tracing::debug!("QEMU event {name}");
         let by_guest = message["data"]["guest"].as_bool().unwrap_or(false);
@@ -109,6 +176,9 @@ fn take(message: &Value, waiting: &Waiting, shutdown: &GuestShutdown) {
             // Nobody listens any more once the machine is gone.
             let _ = shutdown.send(());
         }
+        let name = name.to_owned();
+        // Mostly nobody listens.
+        drop(events.send(QmpEvent { name, data: message["data"].take(), at: Instant::now() }));
         return;
     }
     let Some(sender) = message["id"].as_u64().and_then(|id| lock(waiting).by_id.remove(&id)) else {
@@ -116,7 +186,7 @@ fn take(message: &Value, waiting: &Waiting, shutdown: &GuestShutdown) {
     };
     let answer = match message["error"]["desc"].as_str() {
         Some(description) => Err(io::Error::other(description.to_owned())),
-        None => Ok(message["return"].clone()),
+        None => Ok(message["return"].take()),
     };
     // The asker may have given up.
     drop(sender.send(answer));

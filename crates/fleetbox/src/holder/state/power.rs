@@ -119,7 +119,7 @@ impl State {
         self.lock().members.get(vm).is_some_and(|member| member.paused)
     }
 
-    fn pausing_turn(&self, vm: &Name) -> Result<Turn> {
+    pub(super) fn pausing_turn(&self, vm: &Name) -> Result<Turn> {
         let turn = self.lock().members.get(vm).map(|member| member.pausing.clone());
         turn.ok_or_else(|| Error::not_running(vm.as_str()))
     }

@@ -89,16 +89,22 @@ pub(super) fn add_silent_bridge(netlink: &mut NetlinkSocket, name: &str) -> io::
         .push_mcast_snooping(0);
     netlink.request(&request)?.recv_ack()?;
     let bridge = index(netlink, name)?;
-    let header =
-        Ifinfomsg { ifi_index: i32::try_from(bridge).unwrap_or(0), ..Ifinfomsg::default() };
-    let mut request = rt_link::Request::new().op_setlink_do(&header);
-    request.encode().nested_af_spec().nested_inet6().push_addr_gen_mode(ADDRESS_GENERATION_NONE);
-    // A kernel without IPv6 has no such setting, and nothing to be silenced.
-    if let Err(e) = netlink.request(&request)?.recv_ack() {
-        tracing::debug!("keep IPv6 off {name}: {e}");
-    }
+    silence_ipv6(netlink, bridge);
     up(netlink, bridge)?;
     Ok(bridge)
+}
+
+/// Gives the interface no IPv6 address of its own, so that nothing is announced on it.
+pub(super) fn silence_ipv6(netlink: &mut NetlinkSocket, index: u32) {
+    let header =
+        Ifinfomsg { ifi_index: i32::try_from(index).unwrap_or(0), ..Ifinfomsg::default() };
+    let mut request = rt_link::Request::new().op_setlink_do(&header);
+    request.encode().nested_af_spec().nested_inet6().push_addr_gen_mode(ADDRESS_GENERATION_NONE);
+    let asked = netlink.request(&request).and_then(|mut replies| Ok(replies.recv_ack()?));
+    // A kernel without IPv6 has no such setting, and nothing to be silenced.
+    if let Err(e) = asked {
+        tracing::debug!("keep IPv6 off interface {index}: {e}");
+    }
 }
 
 pub(super) fn remove(netlink: &mut NetlinkSocket, name: &str) -> io::Result<()> {

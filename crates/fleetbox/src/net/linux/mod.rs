@@ -112,6 +112,20 @@ impl Network {
         .map_err(tap_failed)
     }
 
+    /// A new tap that leads nowhere, up: only what is sent to it by a [`Line`](crate::net::Line)
+    /// reaches its guest, until [`Network::join`]. The host itself says nothing on it.
+    pub(crate) async fn tap_apart(&self, name: String) -> Result<OwnedFd> {
+        self.run(move |netlink| {
+            let tap = sys::tun::tap(&name)?;
+            let index = link::index(netlink, &name)?;
+            link::silence_ipv6(netlink, index);
+            link::up(netlink, index)?;
+            Ok(tap)
+        })
+        .await
+        .map_err(tap_failed)
+    }
+
     /// A connection to a guest, from the bridge's address. Set up so that a dead guest is noticed
     /// by whoever holds the socket: a passed socket keeps the namespace alive.
     pub(crate) async fn connect(&self, to: SocketAddrV4) -> io::Result<TcpStream> {

@@ -54,6 +54,25 @@ impl Network {
         self.run(move |netlink| link::remove(netlink, &plan::relay_names(number)[0])).await
     }
 
+    /// Leads a tap that was apart to the bridge.
+    pub(crate) async fn join(&self, number: u32) -> io::Result<()> {
+        self.move_tap(number, BRIDGE.to_owned()).await
+    }
+
+    /// A socket for frames of that type, and the tap with this number as where to send them. It hears
+    /// them from wherever the tap leads, too.
+    pub(crate) async fn line_socket(
+        &self,
+        number: u32,
+        ethertype: u16,
+    ) -> io::Result<(OwnedFd, u32)> {
+        self.run(move |netlink| {
+            let tap = link::index(netlink, &plan::tap_name(number))?;
+            Ok((sys::packet::of_type(ethertype)?, tap))
+        })
+        .await
+    }
+
     async fn move_tap(&self, number: u32, master: String) -> io::Result<()> {
         self.run(move |netlink| {
             let tap = link::index(netlink, &plan::tap_name(number))?;

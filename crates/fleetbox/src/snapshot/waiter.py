@@ -1,0 +1,276 @@
+# Waits in the guest, while it is saved, for who it is to be afterwards. Whoever is restored from the
+# snapshot is told by frames of a type of their own, straight from its tap, and becomes that; the
+# machine that was saved is told to stay who it is. Then it ends: neither has anything of it left.
+# TOKEN and MAC, which are set before this, say who asks and which interface it is.
+import errno, fcntl, glob, json, os, re, signal, socket, struct, subprocess, sys, time
+
+ETHERTYPE = 0x88B5
+# Whoever is not told within this long is the machine that was saved, and its holder is gone.
+PATIENCE_S = 900
+RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207  # random(4)
+CONFIGURATION = [
+    "/etc/netplan/*", "/etc/network/interfaces.d/*", "/etc/systemd/network/*",
+    "/run/systemd/network/*", "/etc/NetworkManager/system-connections/*",
+    "/run/NetworkManager/system-connections/*", "/etc/sysconfig/network-scripts/ifcfg-*",
+]
+
+
+def read(path):
+    with open(path) as file:
+        return file.read()
+
+
+def write(path, text, mode=None):
+    """Whole or not at all, with the owner and mode it has."""
+    new = path + ".fleetbox"
+    try:
+        old = os.stat(path)
+    except FileNotFoundError:
+        old = None
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    if old is not None:
+        os.chown(new, old.st_uid, old.st_gid)
+        os.chmod(new, old.st_mode & 0o7777)
+    if mode is not None:
+        os.chmod(new, mode)
+    os.rename(new, path)
+
+
+def interface():
+    for path in glob.glob("/sys/class/net/*/address"):
+        if read(path).strip().lower() == MAC:
+            return path.split("/")[4]
+    sys.exit("no interface has the address " + MAC)
+
+
+def process(name, title=""):
+    """The first process of that name that init started, and whose command line has the title."""
+    for path in glob.glob("/proc/[0-9]*/stat"):
+        try:
+            pid, rest = read(path).split(" (", 1)
+            comm, rest = rest.rsplit(") ", 1)
+        except (OSError, ValueError):
+            continue
+        if comm == name and rest.split()[1] == "1" and title in read("/proc/%s/cmdline" % pid):
+            return int(pid)
+    return None
+
+
+def quietly(*words):
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    return done.stdout.decode(errors="replace")
+
+
+# What is due by the calendar would all start at once when the clock is set.
+def stop_timers():
+    listed = quietly("systemctl", "list-units", "--type=timer", "--state=active", "--plain",
+                     "--no-legend")
+    timers = [line.split()[0] for line in listed.splitlines() if line.strip()]
+    if timers:
+        quietly("systemctl", "stop", *timers)
+    return timers
+
+
+def start_timers(timers):
+    for stamp in glob.glob("/var/lib/systemd/timers/stamp-*"):
+        os.utime(stamp)
+    if timers:
+        quietly("systemctl", "start", "--no-block", *timers)
+
+
+def entropy(ask):
+    seed = bytes.fromhex(ask["entropy"])
+    with open("/dev/urandom", "wb", buffering=0) as device:
+        fcntl.ioctl(device, RNDADDENTROPY, struct.pack("ii", len(seed) * 8, len(seed)) + seed)
+        try:
+            fcntl.ioctl(device, RNDRESEEDCRNG)
+        except OSError as error:
+            # Before Linux 4.20 adding it is enough.
+            if error.errno not in (errno.EINVAL, errno.ENOTTY):
+                raise
+    saved = "/var/lib/systemd/random-seed"
+    if os.path.exists(saved):
+        with open(saved, "wb") as file:
+            file.write(os.urandom(512))
+
+
+def started(pid):
+    """Where its stack begins: elsewhere after an exec (proc(5))."""
+    return read("/proc/%d/stat" % pid).rsplit(") ", 1)[1].split()[25]
+
+
+def host_key(ask):
+    path = "/etc/ssh/ssh_host_ed25519_key"
+    if os.path.exists(path) and read(path) == ask["host_key_private"]:
+        return
+    write(path, ask["host_key_private"], 0o600)
+    write(path + ".pub", ask["host_key_public"] + "\n", 0o644)
+    if SSHD is None:
+        return
+    before = started(SSHD)
+    os.kill(SSHD, signal.SIGHUP)
+    # Until then a connection might still get to see the old key.
+    deadline = time.monotonic() + 10
+    while started(SSHD) == before:
+        if time.monotonic() > deadline:
+            raise OSError("sshd does not start anew")
+        time.sleep(0.001)
+
+
+def hostname(ask):
+    write("/etc/hostname", ask["hostname"] + "\n", 0o644)
+    with open("/proc/sys/kernel/hostname", "w") as file:
+        file.write(ask["hostname"])
+    lines = read("/etc/hosts").splitlines(True)
+    own = "127.0.1.1 %s %s\n" % (ask["fqdn"], ask["hostname"])
+    write("/etc/hosts", "".join(own if l.split()[:1] == ["127.0.1.1"] else l for l in lines))
+
+
+def machine_id(ask):
+    old = read("/etc/machine-id").strip()
+    new = ask["machine_id"]
+    if old == new:
+        return
+    write("/etc/machine-id", new + "\n", 0o444)
+    dbus = "/var/lib/dbus/machine-id"
+    if os.path.exists(dbus) and not os.path.islink(dbus):
+        write(dbus, new + "\n", 0o444)
+    for journal in ("/var/log/journal/", "/run/log/journal/"):
+        if old and os.path.isdir(journal + old):
+            os.rename(journal + old, journal + new)
+    if JOURNALD is not None:
+        # It knows the old one; systemd starts it again, and nothing that is logged is lost.
+        os.kill(JOURNALD, signal.SIGTERM)
+
+
+def network(ask):
+    mac, address, gateway = ask["mac"], ask["address"], ask["gateway"]
+    if (ask["saved_mac"], ask["saved_address"]) == (mac, address):
+        return
+    length = ask["prefix_length"]
+    batch = [
+        "address del %s/%d dev %s" % (ask["saved_address"], length, INTERFACE),
+        "link set dev %s address %s" % (INTERFACE, mac),
+        "address add %s/%d brd + dev %s" % (address, length, INTERFACE),
+        "route replace default via %s dev %s proto static" % (gateway, INTERFACE),
+        "",
+    ]
+    done = subprocess.run(["ip", "-batch", "-"], input="\n".join(batch).encode(),
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+    if done.returncode != 0:
+        raise OSError(done.stderr.decode(errors="replace").strip())
+    old = re.escape(ask["saved_address"])
+    for path in [path for pattern in CONFIGURATION for path in glob.glob(pattern)]:
+        text = read(path)
+        new = re.sub(re.escape(ask["saved_mac"]), mac, text, flags=re.I)
+        new = re.sub(r"(?<![\d.])%s(?![\d.])" % old, address, new)
+        if new != text:
+            write(path, new)
+
+
+# Their other ends are not there any more (sock_diag(7)).
+def connections(ask):
+    fellows = set(ask["fellows"])
+    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4)
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for entry in sockets(netlink, family):
+            there = socket.inet_ntop(family, entry[24:40] if family == socket.AF_INET6 else entry[24:28])
+            there = there[7:] if there.startswith("::ffff:") else there
+            if there.startswith("127.") or there in ("::1", "0.0.0.0", "::") or there in fellows:
+                continue
+            destroy(netlink, family, entry)
+
+
+def sockets(netlink, family):
+    """Every TCP socket but those that listen, as struct inet_diag_msg."""
+    states = 0xFFF & ~(1 << 10) & ~(1 << 7)
+    request = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 0, 0, states) + bytes(48)
+    netlink.send(struct.pack("=IHHII", 16 + len(request), 20, 0x301, 1, 0) + request)
+    found = []
+    while True:
+        data = netlink.recv(65536)
+        while data:
+            length, kind = struct.unpack_from("=IH", data)
+            if kind == 3:
+                return found
+            if kind == 2:
+                raise OSError("sockets cannot be listed")
+            found.append(data[16:length])
+            data = data[(length + 3) & ~3:]
+
+
+def destroy(netlink, family, entry):
+    request = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 0, 0, 0xFFF) + entry[4:52]
+    netlink.send(struct.pack("=IHHII", 16 + len(request), 21, 5, 2, 0) + request)
+    code = -struct.unpack_from("=i", netlink.recv(65536), 16)[0]
+    if code not in (0, errno.ENOENT):
+        raise OSError(code, os.strerror(code))
+
+
+def become(ask):
+    failed = {}
+    for step in (entropy, host_key, hostname, machine_id, network, connections):
+        try:
+            step(ask)
+        except Exception as error:
+            failed[step.__name__] = str(error)
+    return {"failed": failed}
+
+
+def set_clock(ask):
+    now_ns = ask["now_ns"]
+    if hasattr(time, "clock_settime_ns"):
+        time.clock_settime_ns(time.CLOCK_REALTIME, now_ns)
+    else:
+        time.clock_settime(time.CLOCK_REALTIME, now_ns / 1e9)
+    return {"now_ns": int(time.time() * 1e9)}
+
+
+def serve(line, timers):
+    last, answer, what = None, None, None
+    while what not in ("stay", "end"):
+        try:
+            frame = line.recv(65536)
+        except socket.timeout:
+            break
+        try:
+            said = json.loads(frame.rstrip(b"\0").decode())
+            token, number, ask = said["token"], said["number"], said["ask"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if token != TOKEN:
+            continue
+        what = ask["what"]
+        if number != last:
+            answer = become(ask) if what == "become" else set_clock(ask) if what == "clock" else {}
+            last = number
+        said = {"token": TOKEN, "answers": number, "answer": answer}
+        line.sendto(json.dumps(said).encode(), (INTERFACE, ETHERTYPE, 0, 0, b"\xff" * 6))
+    start_timers(timers)
+    if what == "end" and os.path.isdir("/run/systemd/netif"):
+        quietly("networkctl", "reload")
+
+
+INTERFACE = interface()
+JOURNALD = process("systemd-journal")
+SSHD = process("sshd", "[listener]")
+line = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETHERTYPE))
+line.bind((INTERFACE, ETHERTYPE))
+line.settimeout(PATIENCE_S)
+timers = stop_timers()
+if os.fork():
+    print("waits", flush=True)
+    os._exit(0)
+os.setsid()
+nothing = os.open("/dev/null", os.O_RDWR)
+for number in (0, 1, 2):
+    os.dup2(nothing, number)
+try:
+    # Out of the login's group: that is over when nobody is in it any more.
+    write_to = os.open("/sys/fs/cgroup/cgroup.procs", os.O_WRONLY)
+    os.write(write_to, b"0")
+    os.close(write_to)
+except OSError:
+    pass
+serve(line, timers)
