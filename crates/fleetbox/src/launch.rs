@@ -78,13 +78,14 @@ async fn run(request: StartRequest) -> Result<Launched> {
     // From here on another start of the same name finds it running and waits with us.
     drop(starter);
 
-    let Running { record, mut hold, accel, started } = running;
+    let Running { record, mut hold, accel, started, restored } = running;
     let session = crate::vm::session(&record, &client, client_key);
     let guest = ready::Guest {
         vm: &record.name,
         session: &session,
         console: cluster.member(&record.name).console(),
         limit: ready::limit(request.timeout, accel)?,
+        restored,
     };
     if let Err(error) = ready::wait(guest, &mut hold, &request.progress, &mut timings).await {
         if started {
@@ -109,6 +110,8 @@ struct Running {
     accel: Accel,
     /// By this very call.
     started: bool,
+    /// From a snapshot, instead of a boot.
+    restored: bool,
 }
 
 /// The part of a start that only one caller may do at a time: joins the VM if it runs, else boots
@@ -137,7 +140,7 @@ async fn boot_or_join(
             client.resume(&request.name).await?;
         }
         timings.enter(Stage::Ssh);
-        return Ok(Running { record, hold, accel: Accel::Tcg, started: false });
+        return Ok(Running { record, hold, accel: Accel::Tcg, started: false, restored: false });
     }
 
     let is_new = known.is_none();
@@ -188,6 +191,7 @@ async fn boot_or_join(
             return Err(error);
         }
     };
+    let restored = restore.is_some();
     let booted = async {
         let mut hold = held?;
         if request.host_routable {
@@ -198,7 +202,7 @@ async fn boot_or_join(
         Ok::<_, Error>((hold, accel))
     };
     match booted.await {
-        Ok((hold, accel)) => Ok(Running { record, hold, accel, started: true }),
+        Ok((hold, accel)) => Ok(Running { record, hold, accel, started: true, restored }),
         Err(error) => {
             if is_new {
                 // It never ran: a second try starts from nothing, with options of its own.
@@ -375,10 +379,7 @@ async fn boot_until_alive(
 ) -> Result<Accel> {
     let ToBoot { record, member, mut start, restore } = to_boot;
     if let Some(restore) = restore {
-        let plan = BootPlan {
-            restore: Some(Box::new(restore)),
-            ..start.plan(record, member)?
-        };
+        let plan = BootPlan { restore: Some(Box::new(restore)), ..start.plan(record, member)? };
         let accel = plan.accel;
         request.trail.boots();
         timings.enter(Stage::Restore);

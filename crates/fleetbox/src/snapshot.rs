@@ -267,9 +267,7 @@ pub(crate) fn touch(paths: &SnapshotPaths) -> Result<()> {
 
 fn last_used(paths: &SnapshotPaths) -> SystemTime {
     let modified = |path: &Path| path.metadata().and_then(|metadata| metadata.modified());
-    modified(&paths.used())
-        .or_else(|_| modified(&paths.record()))
-        .unwrap_or(SystemTime::UNIX_EPOCH)
+    modified(&paths.used()).or_else(|_| modified(&paths.record())).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// Each file once, also if it has several names.

@@ -85,8 +85,7 @@ fn table(rows: &[Row]) -> std::io::Result<()> {
     render::rows(
         &["NAME", "KIND", "IMAGE", "MIB", "AGE", "USED", "MEMBERS"],
         rows.iter().map(|row| {
-            let members =
-                if row.kind == "golden" { "-".to_owned() } else { row.members.join(" ") };
+            let members = if row.kind == "golden" { "-".to_owned() } else { row.members.join(" ") };
             vec![
                 row.name.clone(),
                 row.kind.to_owned(),

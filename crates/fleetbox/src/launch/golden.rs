@@ -25,7 +25,7 @@ use crate::vm::Vm;
 /// A booted system settles in a minute even emulated; one that does not is saved as it is.
 const SETTLE_WAIT: Duration = Duration::from_mins(5);
 /// Waits for the end of the boot, then until the processors were nearly idle for a second.
-const SETTLE: &str = r#"systemctl is-system-running --wait
+const SETTLE: &str = r"systemctl is-system-running --wait
 calm=0 tries=0
 set -- $(head -n 1 /proc/stat)
 while [ $calm -lt 2 ] && [ $tries -lt 120 ]; do
@@ -39,7 +39,7 @@ while [ $calm -lt 2 ] && [ $tries -lt 120 ]; do
     spent=$((now - all)) rested=$(($5 - idle))
     if [ $((rested * 100)) -ge $((spent * 90)) ]; then calm=$((calm + 1)); else calm=0; fi
     tries=$((tries + 1))
-done"#;
+done";
 
 /// The saved golden machine of what is asked for, made now if need be. None where it cannot be, which
 /// is told: a cold boot does as well.
@@ -114,7 +114,9 @@ fn usable(dir: &SnapshotPaths, request: &StartRequest) -> Option<Saved> {
     match opened {
         Ok(saved) => saved,
         Err(e) => {
-            request.progress.note(format!("the machine that was ready is made anew: {}", e.report()));
+            request
+                .progress
+                .note(format!("the machine that was ready is made anew: {}", e.report()));
             if let Err(e) = snapshot::remove(dir) {
                 tracing::warn!("remove {}: {}", dir.dir().display(), e.report());
             }
@@ -144,10 +146,9 @@ fn key(
 
 /// Boots it, under a name that nobody else has.
 async fn make(request: &StartRequest, start: &Start) -> Result<Vm> {
-    request.progress.note(format!(
-        "{} boots once, to be ready for every later start",
-        request.spec.image
-    ));
+    request
+        .progress
+        .note(format!("{} boots once, to be ready for every later start", request.spec.image));
     let name = Name::new(&format!("golden-{}x", random::hex::<4>()?))?;
     let outer = request.progress.clone();
     let notes = move |event| {

@@ -62,7 +62,11 @@ pub(super) fn start_of(
 impl Start {
     /// What would restore the machine of that record.
     pub(super) fn maker(&self, record: &VmRecord) -> Result<Maker> {
-        maker::of(&self.plan_with(record, &MemberPaths::at("/".into()), self.shape(record.spec.arch)))
+        maker::of(&self.plan_with(
+            record,
+            &MemberPaths::at("/".into()),
+            self.shape(record.spec.arch),
+        ))
     }
 
     /// The same of a machine that is only described.

@@ -63,6 +63,8 @@ pub(super) struct Guest<'a> {
     pub session: &'a Session,
     pub console: PathBuf,
     pub limit: Duration,
+    /// It was restored: what its console says is not how far its boot is.
+    pub restored: bool,
 }
 
 /// Waits until the guest lets us in. Tells each stage as the console shows it.
@@ -72,19 +74,22 @@ pub(super) async fn wait(
     progress: &ProgressSink,
     timings: &mut Timings,
 ) -> Result<()> {
-    let Guest { vm, session, console, limit } = guest;
+    let Guest { vm, session, console, limit, restored } = guest;
     let began = Instant::now();
     let mut reader = StageReader::new(console.clone());
     let outcome = tokio::select! {
         outcome = log_in(session) => outcome,
         ended = machine_ended(vm, hold) => Err(ended),
-        () = tell_stages(&mut reader, progress, timings) => unreachable_stage(),
+        () = tell_stages(&mut reader, progress, timings), if !restored => unreachable_stage(),
         () = tokio::time::sleep(limit) => Err(late(limit)),
     };
     match outcome {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == ErrorKind::HostKeyMismatch => Err(e),
-        Err(e) => Err(explain(vm, &e, reader.stage(), began.elapsed(), &console)),
+        Err(e) => {
+            let stage = if restored { Stage::Ssh } else { reader.stage() };
+            Err(explain(vm, &e, stage, began.elapsed(), &console))
+        }
     }
 }
 

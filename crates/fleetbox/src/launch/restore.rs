@@ -36,7 +36,8 @@ impl Saved {
         vm: &Name,
         of: Option<SnapshotOf>,
     ) -> Result<Self> {
-        let addresses = record.members.iter().map(|member| (&member.record.name, member.record.address));
+        let addresses =
+            record.members.iter().map(|member| (&member.record.name, member.record.address));
         let fellows =
             addresses.filter(|(name, _)| *name != vm).map(|(_, address)| address).collect();
         let alias = (record.members.len() > 1).then(|| vm.clone());
@@ -69,7 +70,8 @@ impl Saved {
     pub(super) fn describe(&self, record: &mut VmRecord) {
         record.layers.clone_from(&self.member.layers);
         record.snapshot.clone_from(&self.of);
-        record.aliases = self.alias.iter().filter(|alias| **alias != record.name).cloned().collect();
+        record.aliases =
+            self.alias.iter().filter(|alias| **alias != record.name).cloned().collect();
     }
 
     /// Gives the VM's directory the layers its disk lies on.

@@ -14,9 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::prepare::disk;
 use crate::spec::Name;
 use crate::ssh::Session;
-use crate::store::paths::{
-    ClusterPaths, MemberPaths, SavedPaths, SnapshotPaths, make_private_dir,
-};
+use crate::store::paths::{ClusterPaths, MemberPaths, SavedPaths, SnapshotPaths, make_private_dir};
 use crate::store::record::{ImageStamp, VmRecord};
 use crate::store::snapshot::{SavedMember, SnapshotRecord, digest};
 use crate::sys::random;

@@ -8,6 +8,10 @@ ETHERTYPE = 0x88B5
 # Whoever is not told within this long is the machine that was saved, and its holder is gone.
 PATIENCE_S = 900
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207  # random(4)
+SSHD_SESSIONS = [
+    "/usr/lib/openssh/sshd-session", "/usr/libexec/openssh/sshd-session",
+    "/usr/lib/ssh/sshd-session", "/usr/libexec/sshd-session",
+]
 CONFIGURATION = [
     "/etc/netplan/*", "/etc/network/interfaces.d/*", "/etc/systemd/network/*",
     "/run/systemd/network/*", "/etc/NetworkManager/system-connections/*",
@@ -89,10 +93,6 @@ def entropy(ask):
             # Before Linux 4.20 adding it is enough.
             if error.errno not in (errno.EINVAL, errno.ENOTTY):
                 raise
-    saved = "/var/lib/systemd/random-seed"
-    if os.path.exists(saved):
-        with open(saved, "wb") as file:
-            file.write(os.urandom(512))
 
 
 def started(pid):
@@ -106,7 +106,8 @@ def host_key(ask):
         return
     write(path, ask["host_key_private"], 0o600)
     write(path + ".pub", ask["host_key_public"] + "\n", 0o644)
-    if SSHD is None:
+    # Up to OpenSSH 9.7 every connection reads the keys anew; since then it has them from the daemon.
+    if SSHD is None or not any(map(os.path.exists, SSHD_SESSIONS)):
         return
     before = started(SSHD)
     os.kill(SSHD, signal.SIGHUP)
@@ -139,9 +140,6 @@ def machine_id(ask):
     for journal in ("/var/log/journal/", "/run/log/journal/"):
         if old and os.path.isdir(journal + old):
             os.rename(journal + old, journal + new)
-    if JOURNALD is not None:
-        # It knows the old one; systemd starts it again, and nothing that is logged is lost.
-        os.kill(JOURNALD, signal.SIGTERM)
 
 
 def network(ask):
@@ -172,7 +170,7 @@ def network(ask):
 # Their other ends are not there any more (sock_diag(7)).
 def connections(ask):
     fellows = set(ask["fellows"])
-    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4)
+    netlink = sock_diag()
     for family in (socket.AF_INET, socket.AF_INET6):
         for entry in sockets(netlink, family):
             there = socket.inet_ntop(family, entry[24:40] if family == socket.AF_INET6 else entry[24:28])
@@ -180,6 +178,10 @@ def connections(ask):
             if there.startswith("127.") or there in ("::1", "0.0.0.0", "::") or there in fellows:
                 continue
             destroy(netlink, family, entry)
+
+
+def sock_diag():
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4)
 
 
 def sockets(netlink, family):
@@ -227,6 +229,19 @@ def set_clock(ask):
     return {"now_ns": int(time.time() * 1e9)}
 
 
+def tidy_up():
+    """What the machine can do without for a moment."""
+    if JOURNALD is not None:
+        # It knows the old machine-id; systemd starts it again, and nothing that is logged is lost.
+        os.kill(JOURNALD, signal.SIGTERM)
+    saved = "/var/lib/systemd/random-seed"
+    if os.path.exists(saved):
+        with open(saved, "wb") as file:
+            file.write(os.urandom(512))
+    if os.path.isdir("/run/systemd/netif"):
+        quietly("networkctl", "reload")
+
+
 def serve(line, timers):
     last, answer, what = None, None, None
     while what not in ("stay", "end"):
@@ -247,9 +262,14 @@ def serve(line, timers):
             last = number
         said = {"token": TOKEN, "answers": number, "answer": answer}
         line.sendto(json.dumps(said).encode(), (INTERFACE, ETHERTYPE, 0, 0, b"\xff" * 6))
+    try:
+        # Whoever waits for the guest comes first.
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:
+        pass
+    if what == "end":
+        tidy_up()
     start_timers(timers)
-    if what == "end" and os.path.isdir("/run/systemd/netif"):
-        quietly("networkctl", "reload")
 
 
 INTERFACE = interface()
@@ -259,6 +279,12 @@ line = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETHERTYPE
 line.bind((INTERFACE, ETHERTYPE))
 line.settimeout(PATIENCE_S)
 timers = stop_timers()
+try:
+    # Loads what the kernel needs for it.
+    for family in (socket.AF_INET, socket.AF_INET6):
+        sockets(sock_diag(), family)
+except OSError:
+    pass
 if os.fork():
     print("waits", flush=True)
     os._exit(0)

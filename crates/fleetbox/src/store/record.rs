@@ -154,7 +154,8 @@ impl VmRecord {
     /// garbage.
     pub(crate) fn check_image(&self) -> Result<()> {
         self.check_base_image().map_err(|e| {
-            e.vm(self.name.as_str()).hint(format!("`fleetbox rm {}`, then start it anew", self.name))
+            e.vm(self.name.as_str())
+                .hint(format!("`fleetbox rm {}`, then start it anew", self.name))
         })
     }
 

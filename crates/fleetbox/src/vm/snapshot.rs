@@ -4,9 +4,9 @@ use super::Vm;
 use crate::error::{Error, Result};
 use crate::snapshot::{self, Snapshot, Source};
 use crate::spec::Name;
+use crate::ssh::Session;
 use crate::store::paths::{ClusterPaths, Paths};
 use crate::store::record::{SnapshotOf, VmRecord};
-use crate::ssh::Session;
 
 impl Vm {
     /// Saves the running machine, disk and memory, as a snapshot of that name. The guest stands still

@@ -146,7 +146,8 @@ fn disks(args: &mut Args, plan: &BootPlan) {
     };
     args.add("-blockdev", format!("{file},node-name=file0,discard=unmap"));
     let backing = layers(args, plan);
-    let disk = format!("driver=qcow2,node-name={DISK_NODE},file=file0,discard=unmap{cache}{backing}");
+    let disk =
+        format!("driver=qcow2,node-name={DISK_NODE},file=file0,discard=unmap{cache}{backing}");
     args.add("-blockdev", disk);
     // A firmware looks nowhere else. 0 is the kernel that QEMU itself loads.
     let device = format!("virtio-blk-pci,id={DISK_DEVICE},drive={DISK_NODE},bootindex=1");
@@ -164,8 +165,12 @@ fn layers(args: &mut Args, plan: &BootPlan) -> String {
     }
     let read_only = |args: &mut Args, node: &str, kind: &str, file: &Path, backing: &str| {
         let file = option(&path(file));
-        args.add("-blockdev", format!("driver=file,node-name={node}-file,filename={file},read-only=on"));
-        let layer = format!("driver={kind},node-name={node},file={node}-file,read-only=on{backing}");
+        args.add(
+            "-blockdev",
+            format!("driver=file,node-name={node}-file,filename={file},read-only=on"),
+        );
+        let layer =
+            format!("driver={kind},node-name={node},file={node}-file,read-only=on{backing}");
         args.add("-blockdev", layer);
     };
     read_only(args, "image0", "raw", &plan.image, "");
@@ -266,7 +271,10 @@ mod tests {
     fn layers_are_told_from_the_image_up() {
         let layers = vec!["/top.qcow2".into(), "/low.qcow2".into()];
         let line = line(&BootPlan { layers, ..plan() });
-        assert!(line.contains("driver=raw,node-name=image0,file=image0-file,read-only=on"), "{line}");
+        assert!(
+            line.contains("driver=raw,node-name=image0,file=image0-file,read-only=on"),
+            "{line}"
+        );
         assert!(line.contains("node-name=layer1,file=layer1-file,read-only=on,backing=image0"));
         assert!(line.contains("node-name=layer0,file=layer0-file,read-only=on,backing=layer1"));
         assert!(line.contains("node-name=disk0,file=file0,discard=unmap,backing=layer0"));

@@ -42,14 +42,15 @@ pub(super) async fn copy(source: &Qmp, receiver: &Qmp) -> io::Result<Option<Inst
     send(source, to.as_fd()).await?;
     // From here on only the two have it, so that each hears of the other's end.
     drop((to, from));
-    match tokio::time::timeout(LIVE_WAIT, ended(source, &mut events, &mut still)).await {
-        Ok(outcome) => outcome?,
-        Err(_) => {
-            source.execute("stop").await?;
-            tokio::time::timeout(STILL_WAIT, ended(source, &mut events, &mut still))
-                .await
-                .map_err(|_| late())??;
-        }
+    if let Ok(outcome) =
+        tokio::time::timeout(LIVE_WAIT, ended(source, &mut events, &mut still)).await
+    {
+        outcome?
+    } else {
+        source.execute("stop").await?;
+        tokio::time::timeout(STILL_WAIT, ended(source, &mut events, &mut still))
+            .await
+            .map_err(|_| late())??;
     }
     tokio::time::timeout(STILL_WAIT, ended(receiver, &mut incoming, &mut None))
         .await

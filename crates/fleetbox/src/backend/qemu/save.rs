@@ -82,7 +82,8 @@ async fn run(
     let still = migration::copy(source, &receiver.qmp).await?;
     // A machine whose state has gone has let go of its disk. QEMU 10 can take it back without running
     // on; older ones copy it before they do.
-    let active = match source.execute_with("blockdev-set-active", &json!({ "active": true })).await {
+    let active = match source.execute_with("blockdev-set-active", &json!({ "active": true })).await
+    {
         Ok(()) => true,
         Err(e) if migration::is_unknown(&e) => false,
         Err(e) => return Err(e),

@@ -2,7 +2,7 @@
 //! and what is told, is the plan's; how, the backend's.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ use crate::store::timeline::What;
 use crate::sys::random;
 
 /// It takes an emulated guest some 20 ms to become somebody else; the rest is for a busy host.
-const BECOME_WAIT: Duration = Duration::from_secs(60);
+const BECOME_WAIT: Duration = Duration::from_mins(1);
 /// Who does not say by then that it goes on as it is, is not waiting.
 const STAY_WAIT: Duration = Duration::from_secs(20);
 /// How far a guest's clock may be from the host's.
@@ -33,7 +33,8 @@ impl State {
         self: &Arc<Self>,
         plans: Vec<SavePlan>,
     ) -> Result<(Duration, Vec<BootPlan>)> {
-        let running = plans.iter().map(|plan| self.plan_of(&plan.vm)).collect::<Result<Vec<_>>>()?;
+        let running =
+            plans.iter().map(|plan| self.plan_of(&plan.vm)).collect::<Result<Vec<_>>>()?;
         let together = Arc::new(Together::of(plans.len()));
         let mut saves = tokio::task::JoinSet::new();
         for plan in plans {
@@ -91,6 +92,7 @@ impl State {
                 .vm(vm.as_str())
         };
         let unheard = |e| failed("it does not answer").source(e);
+        let began = Instant::now();
         let Identity { token, .. } = &restore.identity;
         let mut line = Line::open(&self.network, tap, token).await.map_err(unheard)?;
         let question = become_question(&restore.identity)?;
@@ -105,7 +107,12 @@ impl State {
             }
             return Err(failed(&format!("{}: {why}", step.escape_debug())));
         }
+        let became = began.elapsed();
         self.set_clock(vm, &mut line).await.map_err(unheard)?;
+        tracing::info!(
+            "{vm} is itself after {became:?}, its clock right after {:?}",
+            began.elapsed()
+        );
         self.network.join(tap).await.map_err(|e| failed("join the network").source(e))?;
         // It has all it needs; that it tidies up is nothing to wait for.
         tokio::spawn(async move { line.ask(&json!({ "what": "end" }), STAY_WAIT).await });

@@ -96,8 +96,7 @@ pub(super) fn add_silent_bridge(netlink: &mut NetlinkSocket, name: &str) -> io::
 
 /// Gives the interface no IPv6 address of its own, so that nothing is announced on it.
 pub(super) fn silence_ipv6(netlink: &mut NetlinkSocket, index: u32) {
-    let header =
-        Ifinfomsg { ifi_index: i32::try_from(index).unwrap_or(0), ..Ifinfomsg::default() };
+    let header = Ifinfomsg { ifi_index: i32::try_from(index).unwrap_or(0), ..Ifinfomsg::default() };
     let mut request = rt_link::Request::new().op_setlink_do(&header);
     request.encode().nested_af_spec().nested_inet6().push_addr_gen_mode(ADDRESS_GENERATION_NONE);
     let asked = netlink.request(&request).and_then(|mut replies| Ok(replies.recv_ack()?));
