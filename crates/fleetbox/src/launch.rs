@@ -7,12 +7,14 @@ mod plan;
 mod ready;
 mod request;
 mod restore;
+mod revert;
 mod spawn;
 
 use std::time::{Duration, Instant};
 
 pub(crate) use self::request::{Origin, StartRequest, Trail};
 use self::restore::Saved;
+pub(crate) use self::revert::revert;
 use crate::backend::select::{self, Choice, Wanted};
 use crate::backend::{Accel, Backend, BootPlan, Restore, nested};
 use crate::control::client::{self, Client, Hold};

@@ -131,7 +131,7 @@ def hostname(ask):
 def machine_id(ask):
     old = read("/etc/machine-id").strip()
     new = ask["machine_id"]
-    if old == new:
+    if new is None or old == new:
         return
     write("/etc/machine-id", new + "\n", 0o444)
     dbus = "/var/lib/dbus/machine-id"
