@@ -24,7 +24,7 @@ use crate::holder::cleanup;
 use crate::images::{self, CachedImage};
 use crate::prepare::kernel::{self, BootSource};
 use crate::progress::{Progress, Stage};
-use crate::spec::Name;
+use crate::spec::{Name, VmSpec};
 use crate::ssh::Session;
 use crate::ssh::keys;
 use crate::store::lock::{self, Lock};
@@ -233,7 +233,8 @@ fn as_saved(request: &StartRequest, saved: Option<&Saved>) -> Result<StartReques
         )
         .hint("leave these options out"));
     }
-    Ok(StartRequest { spec: spec.clone(), ..request.clone() })
+    let durable = spec.durable && !request.ephemeral;
+    Ok(StartRequest { spec: VmSpec { durable, ..spec.clone() }, ..request.clone() })
 }
 
 /// A paused guest would never answer.
