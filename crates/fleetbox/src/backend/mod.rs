@@ -196,6 +196,9 @@ pub(crate) struct BootPlan {
     /// What the guest sees of the disk; 0 from those who do not say.
     #[serde(default)]
     pub disk_bytes: u64,
+    /// Where its memory is reserved, if it is: the holder has a share in that for as long as it runs.
+    #[serde(default)]
+    pub memory: Option<PathBuf>,
 }
 
 #[cfg(test)]
@@ -226,6 +229,7 @@ impl BootPlan {
             nested_virt: false,
             durable: false,
             disk_bytes: 20 << 30,
+            memory: None,
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::plan::HostSubnet;
 use crate::net::{Names, Network, RuleSet};
 use crate::spec::Name;
+use crate::store::memory::{self, Reservation};
 use crate::store::paths::ClusterPaths;
 use crate::store::timeline::{Appender, What};
 
@@ -266,14 +267,16 @@ impl State {
         };
         // Cut off before its first frame, if it is to be.
         self.follow().await;
-        let booted = match forget_last_boot(&plan) {
-            Ok(()) => backend::boot(&plan, &self.network, tap).await,
+        let booted = match forget_last_boot(&plan).and_then(|()| reservation(&plan)) {
+            Ok(memory) => {
+                backend::boot(&plan, &self.network, tap).await.map(|machine| (machine, memory))
+            }
             Err(error) => Err(error),
         };
         match booted {
-            Ok(machine) => {
+            Ok((machine, memory)) => {
                 self.note(Some(&vm), What::Boot);
-                self.running(&vm, address, machine.into());
+                self.running(&vm, address, machine.into(), memory);
                 self.follow().await;
                 Ok(Booted { address, started: true })
             }
@@ -290,6 +293,7 @@ impl State {
         vm: &Name,
         address: std::net::Ipv4Addr,
         machine: Arc<dyn Machine>,
+        memory: Option<Reservation>,
     ) {
         let mut ended = machine.ended();
         if let Some(member) = self.lock().members.get_mut(vm) {
@@ -305,6 +309,7 @@ impl State {
                 Ok(why) => why.clone().unwrap_or_default(),
                 Err(_) => "its monitor was lost".to_owned(),
             };
+            drop(memory);
             state.ended(&vm, why);
             state.follow().await;
         });
@@ -340,6 +345,11 @@ impl State {
             None => Err(Error::not_running(vm.as_str())),
         }
     }
+}
+
+/// The holder's own share in the machine's memory, which the starter's may not outlive.
+fn reservation(plan: &BootPlan) -> Result<Option<Reservation>> {
+    plan.memory.as_deref().map(|path| memory::hold(path, plan.memory_mib)).transpose()
 }
 
 /// What an earlier boot wrote would be taken for this one's.

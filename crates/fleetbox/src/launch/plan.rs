@@ -81,6 +81,7 @@ impl Start {
             nested_virt: record.spec.nested_virt,
             durable: record.spec.durable,
             disk_bytes: u64::from(record.spec.disk_gib) << 30,
+            memory: None,
         })
     }
 
