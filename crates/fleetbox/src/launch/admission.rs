@@ -16,12 +16,13 @@ use crate::backend::select::{self, Wanted};
 use crate::control::client::{Client, Hold};
 use crate::env::{self, MemoryLimit};
 use crate::error::Result;
+use crate::images;
 use crate::progress::ProgressSink;
 use crate::spec::Name;
 use crate::store::memory::{Ledger, Promise, Reservation, Turn, Waiting};
 use crate::store::paths::Paths;
 use crate::store::record::VmRecord;
-use crate::sys::memory::{self, HostMemory};
+use crate::sys::memory;
 
 const POLL_FIRST: Duration = Duration::from_millis(20);
 const POLL_LAST: Duration = Duration::from_millis(500);
@@ -86,7 +87,13 @@ async fn asks(paths: &Paths, requests: &[StartRequest], cluster: &Name) -> Resul
     for request in requests {
         let known = VmRecord::read(&cluster.member(&request.name))?;
         let recorded = known.as_ref().and_then(|known| known.backend);
-        if is_limited || !select::is_fake(Wanted { recorded, asked: request.backend })? {
+        let is_fake = select::is_fake(Wanted { recorded, asked: request.backend })?;
+        if !is_fake && known.is_none() {
+            // Not after a wait.
+            images::check(paths, &request.spec.image, request.spec.arch)
+                .map_err(|e| e.vm(request.name.as_str()))?;
+        }
+        if is_limited || !is_fake {
             let spec = known.as_ref().map_or(&request.spec, |known| &known.spec);
             let (vm, memory_mib) = (request.name.clone(), spec.memory_mib);
             asks.push(Ask { vm, memory_mib, runs: false });
@@ -183,6 +190,7 @@ impl<'a> Case<'a> {
         turn: Option<&Turn>,
         grows: bool,
     ) -> Self {
+        // What a sibling start of the same machine got counts once.
         let new = || asks.iter().filter(|ask| !ask.runs && !ledger.has(cluster, &ask.vm));
         let mut queue = ledger.queue.clone();
         let own_number = turn.map_or(u64::MAX, |turn| turn.number);
@@ -197,7 +205,8 @@ impl<'a> Case<'a> {
             free_mib: match limit {
                 Some(MemoryLimit::Unlimited) => None,
                 Some(MemoryLimit::Mib(mib)) => Some(mib.saturating_sub(promised(&ledger.promises))),
-                None => memory::host().map(|host| free_of(host, &ledger.promises, resident)),
+                None => memory::available_mib()
+                    .map(|mib| free_of(mib, &ledger.promises, memory::children_resident_mib)),
             },
             promises: &ledger.promises,
             queue,
@@ -255,7 +264,7 @@ impl Verdict {
         let free = case.free();
         match self {
             Verdict::Fits => None,
-            Verdict::Anyway(why) => Some(format!("starts although {wanted} and {free}: {why}")),
+            Verdict::Anyway(why) => Some(format!("starts although {wanted}, {free}: {why}")),
             Verdict::Wait { .. } if waited => None,
             Verdict::Wait { ahead } => {
                 let behind = match ahead {
@@ -297,14 +306,10 @@ fn promised(promises: &[Promise]) -> u64 {
     promises.iter().map(|promise| promise.entry.memory_mib).sum()
 }
 
-fn resident() -> HashMap<u32, u64> {
-    memory::children_resident_mib()
-}
-
 /// What of the host's memory is available when running machines have taken all that was promised to them.
 /// What a holder's machines have taken is known for all of them together.
 fn free_of(
-    host: HostMemory,
+    available_mib: u64,
     promises: &[Promise],
     resident_mib: impl FnOnce() -> HashMap<u32, u64>,
 ) -> u64 {
@@ -319,5 +324,8 @@ fn free_of(
         .iter()
         .map(|(holder, mib)| mib.saturating_sub(taken(*holder).unwrap_or_default()))
         .sum();
-    host.available_mib.saturating_sub(left)
+    available_mib.saturating_sub(left)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,25 +3,17 @@
 
 use std::collections::HashMap;
 
-/// Linux's own words on the host's memory (`proc_meminfo(5)`).
+/// Where Linux tells (`proc_meminfo(5)`).
 const MEMINFO: &str = "/proc/meminfo";
 
-/// The host's memory in MiB.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct HostMemory {
-    pub total_mib: u64,
-    /// An estimate of what can be had without swapping.
-    pub available_mib: u64,
+/// What of the host's memory can be had without swapping, by the system's own estimate, in MiB; where it
+/// tells.
+pub(crate) fn available_mib() -> Option<u64> {
+    available_of(&std::fs::read_to_string(MEMINFO).ok()?)
 }
 
-/// The host's memory, where the system tells.
-pub(crate) fn host() -> Option<HostMemory> {
-    host_of(&std::fs::read_to_string(MEMINFO).ok()?)
-}
-
-fn host_of(meminfo: &str) -> Option<HostMemory> {
-    let mib = |name| Some(kib(meminfo, name)? / 1024);
-    Some(HostMemory { total_mib: mib("MemTotal:")?, available_mib: mib("MemAvailable:")? })
+fn available_of(meminfo: &str) -> Option<u64> {
+    Some(kib(meminfo, "MemAvailable:")? / 1024)
 }
 
 /// What the children of each process have touched of memory that is their own or shared, in MiB by the
@@ -60,11 +52,11 @@ mod tests {
     #[test]
     fn memory_is_read_as_the_kernel_writes_it() {
         let text = "MemTotal:       16316416 kB\nMemFree:  1 kB\nMemAvailable:    2097152 kB\n";
-        assert_eq!(host_of(text), Some(HostMemory { total_mib: 15934, available_mib: 2048 }));
-        assert_eq!(host_of("MemTotal: 1 kB\n"), None);
-        assert_eq!(host_of("MemTotal: 1 kB\nMemAvailable: much\n"), None);
+        assert_eq!(available_of(text), Some(2048));
+        assert_eq!(available_of("MemTotal: 1 kB\n"), None);
+        assert_eq!(available_of("MemAvailable: much\n"), None);
         #[cfg(target_os = "linux")]
-        assert!(host().unwrap().available_mib > 0);
+        assert!(available_mib().unwrap() > 0);
     }
 
     #[test]
