@@ -216,6 +216,29 @@ fn a_start_that_is_killed_while_it_waits_holds_up_nobody() {
 }
 
 #[test]
+fn a_machine_that_is_off_for_a_while_keeps_its_memory() {
+    let lab = Lab::new();
+    lab.up_ok("1500", &["up", "web", "--backend", "fake", "--memory", "1024"]);
+    let plan = lab.marks.path().join("plan.txt");
+    std::fs::write(&plan, "0s +1h power-cut web\n").unwrap();
+    let words = ["fault", "replay", "web", plan.to_str().unwrap()];
+    let mut fault = lab.start("fault", &mut lab.command("1500", &words));
+    let runs = || lab.home.state("web").as_deref() == Some("running");
+    until("the power cut", SOON, || !runs());
+    assert_eq!(lab.reserved(), ["web.web"]);
+    let mut next = lab.run("1500", "next");
+    until("a note", SOON, || next.waits());
+    signal(fault.child.id(), Signal::INT);
+    fault.ends(130);
+    until("web again", SOON, runs);
+    assert!(lab.reserved().contains(&"web.web".to_owned()) && !lab.is_up("next"));
+    lab.home.ok(["rm", "-f", "web"]);
+    lab.go("go");
+    next.ends(0);
+    lab.nothing_is_reserved();
+}
+
+#[test]
 fn what_the_dead_left_is_swept_by_the_next_start_and_by_prune() {
     let lab = Lab::new();
     let leave = || {
