@@ -25,6 +25,8 @@ mod kill;
 #[cfg(feature = "unstable-fake")]
 mod life;
 #[cfg(feature = "unstable-fake")]
+mod memory;
+#[cfg(feature = "unstable-fake")]
 mod net;
 #[cfg(feature = "unstable-fake")]
 mod openssh;

@@ -45,7 +45,10 @@ pub(crate) async fn revert(
         let record = swap(cluster, &member, &record, &saved)?;
         let key = seed::host_key_private_openssh(&member.seed())?;
         let restore = Some(Box::new(saved.restore(&record, key)));
-        let plan = BootPlan { restore, ..start.plan(&record, &member)? };
+        // What it had it keeps.
+        let memory = paths.memory_of(&record.cluster, &record.name);
+        let memory = memory.exists().then_some(memory);
+        let plan = BootPlan { restore, memory, ..start.plan(&record, &member)? };
         let accel = plan.accel;
         client.boot(plan).await.map_err(super::golden::unusable)?;
         Ok::<_, Error>(accel)

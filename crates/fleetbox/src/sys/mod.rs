@@ -7,6 +7,7 @@ pub(crate) mod fd;
 pub(crate) mod kvm;
 #[cfg(target_os = "linux")]
 pub(crate) mod landlock;
+pub(crate) mod memory;
 #[cfg(target_os = "linux")]
 pub(crate) mod namespace;
 pub(crate) mod orphan;

@@ -67,6 +67,7 @@ async fn receiver(machine: &QemuMachine, plan: &SavePlan, tap: OwnedFd) -> Resul
         ephemeral: true,
         durable: false,
         restore: None,
+        memory: None,
         ..machine.plan.clone()
     };
     start(&like, Memory::Received(&plan.memory), tap).await

@@ -153,7 +153,10 @@ async fn clock_off_ms(vm: &Vm) -> Result<i128> {
         .await?;
     let mut asks = child.stdin.take().unwrap();
     let mut answers = BufReader::new(child.stdout.take().unwrap()).lines();
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as i128;
+    let now = || {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        i128::try_from(since.as_nanos()).unwrap()
+    };
     let mut best = (i128::MAX, 0);
     for _ in 0..20 {
         let before = now();
