@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use fleetbox::Vm;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::super::bare::{Kept, Monitor};
 use super::super::net::hand::Bridge;
@@ -51,13 +51,12 @@ impl Restored {
     /// Restores it and waits for its first output.
     pub(super) fn start(&self, stage: &Stage, image: &Image) -> Outcome<Duration> {
         let mut qemu = self.kept.qemu(image)?;
-        qemu.args(["-global", "migration.x-ignore-shared=on", "-qmp", "stdio", "-incoming"]);
-        qemu.arg(format!("exec:cat {}", self.device.display()));
+        qemu.args(["-qmp", "stdio", "-incoming", "defer"]);
         qemu.stdin(Stdio::piped()).stdout(Stdio::piped());
         let began = Instant::now();
         let child = qemu.spawn().map_err(|e| Failure::new(format!("failed to run QEMU: {e}")))?;
         let mut monitor = Monitor(child);
-        go_on(stage, &mut monitor)?;
+        restore(stage, &mut monitor, &self.device)?;
         self.kept.wait(stage, &mut monitor)?;
         Ok(began.elapsed())
     }
@@ -77,15 +76,16 @@ fn host_key(golden: &Path) -> Outcome<String> {
     Ok(key.split(' ').take(2).collect::<Vec<_>>().join(" "))
 }
 
-/// Lets the machine run as soon as it has come in: it was saved standing still.
-fn go_on(stage: &Stage, monitor: &mut Monitor) -> Outcome<()> {
+/// Has the machine come in and lets it run: it was saved standing still.
+fn restore(stage: &Stage, monitor: &mut Monitor, device: &Path) -> Outcome<()> {
     let failed = || Failure::new("QEMU's monitor fell silent");
     let (Some(mut asks), Some(answers)) = (monitor.0.stdin.take(), monitor.0.stdout.take()) else {
         return Err(failed());
     };
     let mut lines = BufReader::new(answers).lines();
-    let mut ask = |command: &str| -> Outcome<Value> {
-        writeln!(asks, "{{\"execute\": \"{command}\"}}").map_err(|_| failed())?;
+    let mut ask = |command: &str, arguments: Value| -> Outcome<Value> {
+        let question = json!({ "execute": command, "arguments": arguments });
+        writeln!(asks, "{question}").map_err(|_| failed())?;
         loop {
             let line = lines.next().ok_or_else(failed)?.map_err(|_| failed())?;
             let mut said: Value = serde_json::from_str(&line).map_err(|_| failed())?;
@@ -94,11 +94,14 @@ fn go_on(stage: &Stage, monitor: &mut Monitor) -> Outcome<()> {
             }
         }
     };
-    ask("qmp_capabilities")?;
-    while ask("query-status")?["status"] == "inmigrate" {
+    ask("qmp_capabilities", json!({}))?;
+    let without_memory = json!({ "capability": "x-ignore-shared", "state": true });
+    ask("migrate-set-capabilities", json!({ "capabilities": [without_memory] }))?;
+    ask("migrate-incoming", json!({ "uri": format!("exec:cat {}", device.display()) }))?;
+    while ask("query-status", json!({}))?["status"] == "inmigrate" {
         stage.pause(Duration::from_millis(1))?;
     }
-    ask("cont")?;
+    ask("cont", json!({}))?;
     // Stays open for as long as it runs.
     monitor.0.stdin = Some(asks);
     Ok(())
