@@ -291,8 +291,8 @@ pub(crate) fn remove(paths: &SnapshotPaths) -> Result<()> {
     let dir = paths.dir();
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut taken = Vec::new();
-    for vm in names(dir)? {
-        let memory = paths.member(&Name::new(&vm)?).memory();
+    for vm in names(dir)?.iter().filter_map(|vm| Name::new(vm).ok()) {
+        let memory = paths.member(&vm).memory();
         if memory.exists() {
             let Some(lock) = lock::try_lock(&memory)? else { return Err(in_use(&name)) };
             taken.push(lock);
@@ -324,8 +324,8 @@ fn in_use(name: &str) -> Error {
 }
 
 /// Removes the least recently used that nobody uses until all together take no more than
-/// `FLEETBOX_CACHE_GIB`, if that is set.
-pub(crate) fn keep_within_budget(paths: &Paths) -> Result<()> {
+/// `FLEETBOX_CACHE_GIB`, if that is set; the one just made stays.
+pub(crate) fn keep_within_budget(paths: &Paths, made: &SnapshotPaths) -> Result<()> {
     let Some(budget_bytes) = env::cache_bytes()? else { return Ok(()) };
     let mut kept = Vec::new();
     for dir in [paths.snapshots(), paths.goldens()] {
@@ -335,7 +335,7 @@ pub(crate) fn keep_within_budget(paths: &Paths) -> Result<()> {
     let (mut seen, mut bytes) = (HashSet::new(), 0);
     for paths in kept {
         bytes += disk_bytes(paths.dir(), &mut seen)?;
-        if bytes > budget_bytes {
+        if bytes > budget_bytes && paths.dir() != made.dir() {
             match remove(&paths) {
                 Err(e) if e.kind() == ErrorKind::Conflict => {}
                 removed => removed?,
