@@ -107,6 +107,36 @@ async fn run(
     Ok(Saved { paused })
 }
 
+/// Copies the disk's own overlay, as it is now, to the empty one at `target`.
+pub(super) async fn copy_disk(machine: &QemuMachine, target: &Path) -> Result<()> {
+    let (qmp, mut events) = (&machine.qmp, machine.qmp.events());
+    let copying = async {
+        migration::begin_disk_copy(qmp, DISK_NODE, target).await?;
+        migration::end_disk_copy(qmp, &mut events).await
+    };
+    let copied = tokio::select! {
+        copied = copying => copied,
+        () = machine.monitor.wait() => Err(io::Error::other("the machine ended")),
+    };
+    let file = target.to_owned();
+    let synced = match copied {
+        Ok(()) => tokio::task::spawn_blocking(move || sync(&file)).await.map_err(io::Error::other),
+        Err(e) => Err(e),
+    };
+    synced.and_then(|synced| synced).map_err(|e| disk_failed(e, machine, target))
+}
+
+fn disk_failed(source: io::Error, machine: &QemuMachine, target: &Path) -> Error {
+    let kind = if is_full(&source) { ErrorKind::NoSpace } else { ErrorKind::HolderDied };
+    Error::new(kind, format!("copy the disk to {}", target.display()))
+        .vm(machine.plan.vm.as_str())
+        .source(source)
+}
+
+fn is_full(error: &io::Error) -> bool {
+    error.to_string().contains("No space left")
+}
+
 /// After a failure the machine runs as it did before.
 async fn go_on(machine: &QemuMachine, paused: bool) {
     let began = Instant::now();
@@ -123,7 +153,7 @@ fn sync(file: &Path) -> io::Result<()> {
 }
 
 fn failed(source: io::Error, plan: &SavePlan) -> Error {
-    let full = source.to_string().contains("No space left");
+    let full = is_full(&source);
     let kind = if full { ErrorKind::NoSpace } else { ErrorKind::HolderDied };
     let error = Error::new(kind, format!("save the machine to {}", plan.memory.display()))
         .vm(plan.vm.as_str())
