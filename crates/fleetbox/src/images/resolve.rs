@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::cache::{self, Origin, Record, Slot};
 use super::download::{self, Format, Keep, Remote};
-use super::{CachedImage, Settings, catalog, work};
+use super::{CachedImage, Settings, catalog, layer, work};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::ProgressSink;
 use crate::spec::Arch;
@@ -43,6 +43,9 @@ pub(super) async fn resolve_with(
     if reference.contains('/') {
         return resolve_path(paths, Path::new(reference), arch, progress).await;
     }
+    if let Some(image) = layer::resolve(paths, reference, arch)? {
+        return layer::for_guests(image);
+    }
     let alias = catalog::canonical(reference);
     if let Some((slot, record)) = cache::local(paths, alias, arch) {
         if record.origin == Origin::Built && catalog::find(alias, arch).is_some() {
@@ -64,8 +67,8 @@ pub(super) async fn resolve_with(
     if Path::new(reference).exists() {
         return resolve_path(paths, Path::new(reference), arch, progress).await;
     }
-    let local: Vec<String> =
-        cache::all(paths).into_iter().map(|(_, record)| record.reference).collect();
+    let mut local = layer::all_names(paths);
+    local.extend(cache::all(paths).into_iter().map(|(_, record)| record.reference));
     Err(catalog::unknown(reference, &local))
 }
 
@@ -155,6 +158,7 @@ async fn resolve_path(
             digest: identity,
             size_bytes: metadata.len(),
             arch,
+            layers: Vec::new(),
         });
     }
     // The identity is part of the name: a changed file is another image, and disks backed by the

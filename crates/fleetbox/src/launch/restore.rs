@@ -2,6 +2,7 @@
 //! here, and what the backend and the guest are told. It must not save or boot.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use super::plan::Start;
 use crate::backend::{Identity, Restore};
@@ -72,6 +73,12 @@ impl Saved {
         record.snapshot.clone_from(&self.of);
         record.aliases =
             self.alias.iter().filter(|alias| **alias != record.name).cloned().collect();
+    }
+
+    /// What its disk lies on, the disk it had included.
+    pub(super) fn layers(&self) -> Vec<PathBuf> {
+        let saved = self.paths.member(&self.member.record.name);
+        self.member.layers.iter().map(|layer| saved.layer(layer)).collect()
     }
 
     /// Gives the VM's directory the layers its disk lies on.
