@@ -134,7 +134,7 @@ pub(crate) struct Up {
     /// Start the cluster NAME with the members NAME-1 to NAME-COUNT
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = count)]
     pub count: Option<usize>,
-    /// How many may boot at once [default: as cores and memory go round]
+    /// How many may boot at once [default: as many as there are cores, at least 2]
     #[arg(long, value_name = "COUNT", value_parser = count)]
     pub at_once: Option<usize>,
     #[command(flatten)]

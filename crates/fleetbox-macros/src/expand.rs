@@ -64,7 +64,10 @@ fn option(meta: &ParseNestedMeta<'_>) -> Result<Tokens> {
             return Ok(quote!(.#method(#value)));
         }
     }
-    Err(meta.error("unknown option; there are image, cpus, memory_mib and disk_gib"))
+    if meta.path.is_ident("cold") {
+        return Ok(quote!(.warm(false)));
+    }
+    Err(meta.error("unknown option; there are image, cpus, memory_mib, disk_gib and cold"))
 }
 
 #[cfg(test)]
@@ -78,7 +81,7 @@ mod tests {
     #[test]
     fn attributes_and_the_return_type_are_kept() {
         let out = text(
-            quote!(memory_mib = 512, image = "x"),
+            quote!(memory_mib = 512, cold, image = "x"),
             quote!(
                 #[ignore]
                 async fn t(vm: Vm) -> Result<(), E> {
@@ -88,6 +91,7 @@ mod tests {
         );
         assert!(out.contains("# [ignore]"));
         assert!(out.contains("fn t () -> Result < () , E >"));
+        assert!(out.contains(". warm (false)"));
         assert!(out.contains(". memory_mib (512u32)") && out.contains(". image (\"x\")"));
     }
 

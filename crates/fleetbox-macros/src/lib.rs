@@ -8,7 +8,10 @@ use proc_macro::TokenStream;
 /// Makes an `async fn` that takes a `Vm` a test: a VM of its own is started before the body and
 /// destroyed after it, also when the body panics or returns an error.
 ///
-/// Options: `image = "…"`, `cpus = …`, `memory_mib = …`, `disk_gib = …`.
+/// The machine comes from one that was booted once for all tests that want the same, in a moment;
+/// `cold` boots it instead.
+///
+/// Options: `image = "…"`, `cpus = …`, `memory_mib = …`, `disk_gib = …`, `cold`.
 ///
 /// ```ignore
 /// #[fleetbox::test(memory_mib = 1024)]

@@ -124,7 +124,11 @@ impl VmBuilder {
         self
     }
 
-    pub(crate) fn origin(mut self, origin: Origin) -> Self {
+    /// From a saved machine, which is as it was.
+    pub(crate) fn from_saved(mut self, spec: &VmSpec, origin: Origin) -> Self {
+        if !self.spec_given {
+            self.spec = spec.clone();
+        }
         self.origin = origin;
         self
     }
@@ -162,7 +166,8 @@ impl VmBuilder {
     }
 
     /// How long the guest may take until it answers; by default `FLEETBOX_IP_WAIT_TIMEOUT`, else
-    /// three minutes with KVM and ten without.
+    /// three minutes with KVM and ten without. It counts from the guest's own boot: waiting for memory is
+    /// not in it.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
@@ -178,11 +183,20 @@ impl VmBuilder {
     /// and waits until it answers over SSH. Two starts of the same name at once, in whatever
     /// processes, give the same machine.
     ///
+    /// A machine that does not run yet waits until its memory is free: what the host has available, less
+    /// what the machines of the state root, in whatever processes, may still take of theirs; or as much as
+    /// `FLEETBOX_MEMORY_MIB` allows to all of them together (`unlimited`: nobody waits). First come, first
+    /// served; who has to wait says so once, and waits for as long as it takes. Where no other machine runs
+    /// it starts in any case. A program that has one machine and waits for a second, beside another that
+    /// does the same, may wait for ever: what is needed together belongs in a
+    /// [`Cluster`](crate::Cluster), which gets its memory in one step.
+    ///
     /// Dropped before it is done, it leaves nothing running.
     ///
     /// # Errors
     /// Bad input is refused before any work ([`ErrorKind::InvalidName`](crate::ErrorKind::InvalidName),
-    /// [`ErrorKind::InvalidSpec`](crate::ErrorKind::InvalidSpec), [`ErrorKind::UnknownImage`](crate::ErrorKind::UnknownImage)); then what the host lacks
+    /// [`ErrorKind::InvalidSpec`](crate::ErrorKind::InvalidSpec), [`ErrorKind::InvalidSetting`](crate::ErrorKind::InvalidSetting),
+    /// [`ErrorKind::UnknownImage`](crate::ErrorKind::UnknownImage)); then what the host lacks
     /// ([`ErrorKind::HostUnsupported`](crate::ErrorKind::HostUnsupported), [`ErrorKind::BackendUnavailable`](crate::ErrorKind::BackendUnavailable)); last
     /// [`ErrorKind::BootFailed`](crate::ErrorKind::BootFailed), which names the stage reached and shows the console's tail.
     pub async fn start(self) -> Result<Vm> {
@@ -211,6 +225,7 @@ impl VmBuilder {
             progress: self.progress,
             trail: Trail::default(),
             queue: Arc::default(),
+            memory: None,
         })
     }
 }

@@ -23,6 +23,8 @@ pub(crate) const CLOUD_HYPERVISOR_FIRMWARE: &str = "FLEETBOX_CLOUD_HYPERVISOR_FI
 pub(crate) const REQUIRE: &str = "FLEETBOX_REQUIRE";
 /// Seconds a guest may take until it answers.
 pub(crate) const IP_WAIT_TIMEOUT: &str = "FLEETBOX_IP_WAIT_TIMEOUT";
+/// MiB that all machines of the state root together may be given, or `unlimited`.
+pub(crate) const MEMORY_MIB: &str = "FLEETBOX_MEMORY_MIB";
 /// A base URL put in place of the scheme and host of every catalog URL.
 pub(crate) const MIRROR: &str = "FLEETBOX_MIRROR";
 /// How many GiB snapshots may take together; the least recently used go.
@@ -99,6 +101,35 @@ pub(crate) fn cache_bytes() -> Result<Option<u64>> {
     }
 }
 
+/// What all machines of the state root together may be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MemoryLimit {
+    Mib(u64),
+    /// None at all: nobody waits.
+    Unlimited,
+}
+
+/// The limit of [`MEMORY_MIB`]; by default what the host has decides.
+pub(crate) fn memory_limit() -> Result<Option<MemoryLimit>> {
+    text(MEMORY_MIB)?.map(|value| memory_limit_of(&value)).transpose()
+}
+
+fn memory_limit_of(value: &str) -> Result<MemoryLimit> {
+    if value == "unlimited" {
+        return Ok(MemoryLimit::Unlimited);
+    }
+    // A sign is no digit.
+    let digits = value.bytes().all(|b| b.is_ascii_digit());
+    match value.parse().ok().filter(|mib| digits && *mib > 0) {
+        Some(mib) => Ok(MemoryLimit::Mib(mib)),
+        None => Err(Error::new(
+            ErrorKind::InvalidSetting,
+            format!("use {MEMORY_MIB}={}: it is no number of MiB", value.escape_debug()),
+        )
+        .hint("give a number above 0, such as 8192, or unlimited")),
+    }
+}
+
 /// The proxy for URLs of `scheme`, by the customary variables. `HTTP_PROXY` in capitals is not
 /// trusted by curl under CGI; no test runs there, so both spellings count.
 pub(crate) fn proxy(scheme: &str) -> Result<Option<String>> {
@@ -110,4 +141,20 @@ pub(crate) fn proxy(scheme: &str) -> Result<Option<String>> {
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_memory_limit_is_a_number_or_none() {
+        assert_eq!(memory_limit_of("5500").unwrap(), MemoryLimit::Mib(5500));
+        assert_eq!(memory_limit_of("unlimited").unwrap(), MemoryLimit::Unlimited);
+        for bad in ["0", "-1", "+1", "4G", "1.5", " 5", "99999999999999999999", "Unlimited"] {
+            let error = memory_limit_of(bad).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidSetting, "{bad:?}");
+            assert!(error.hint_text().is_some());
+        }
+    }
 }

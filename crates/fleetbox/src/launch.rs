@@ -1,12 +1,14 @@
 //! Owns the way from a request to a running VM, as a list of named steps: spec, prepared files,
 //! holder, boot, ready. Each step's work is done elsewhere.
 
+pub(crate) mod admission;
 mod create;
 mod golden;
 mod plan;
 mod ready;
 mod request;
 mod restore;
+mod revert;
 mod spawn;
 
 use std::path::PathBuf;
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use self::request::{Origin, StartRequest, Trail};
 use self::restore::Saved;
+pub(crate) use self::revert::revert;
 use crate::backend::select::{self, Choice, Wanted};
 use crate::backend::{Accel, Backend, BootPlan, Restore, nested};
 use crate::control::client::{self, Client, Hold};
@@ -23,7 +26,7 @@ use crate::holder::cleanup;
 use crate::images::{self, CachedImage};
 use crate::prepare::kernel::{self, BootSource};
 use crate::progress::{Progress, Stage};
-use crate::spec::Name;
+use crate::spec::{Name, VmSpec};
 use crate::ssh::Session;
 use crate::ssh::keys;
 use crate::store::lock::{self, Lock};
@@ -53,17 +56,17 @@ pub(crate) async fn start(request: StartRequest) -> Result<Launched> {
     run(request).await.map_err(|e| e.vm(name.as_str()))
 }
 
-async fn run(request: StartRequest) -> Result<Launched> {
+async fn run(mut request: StartRequest) -> Result<Launched> {
     let mut timings = Timings::start();
     request.check()?;
-    if request.host_routable {
-        crate::net::check_host_routable()?;
-    }
-    ready::limit(request.timeout, Accel::Tcg)?;
     let paths = Paths::from_env()?;
     let cluster = place::cluster_for(&paths, &request.name, request.cluster.as_ref())?;
     paths.prepare_root(&cluster)?;
     let client_key = keys::installation_key(&paths)?;
+    // Not with the cluster's lock: whoever waits for memory keeps nobody from removing what has it.
+    if request.memory.is_none() {
+        request.memory = admission::one(&paths, &request, &cluster).await?;
+    }
     let cluster = paths.prepare(&cluster)?;
     let client = Client::new(cluster.socket());
 
@@ -233,7 +236,8 @@ fn as_saved(request: &StartRequest, saved: Option<&Saved>) -> Result<StartReques
         )
         .hint("leave these options out"));
     }
-    Ok(StartRequest { spec: spec.clone(), ..request.clone() })
+    let durable = spec.durable && !request.ephemeral;
+    Ok(StartRequest { spec: VmSpec { durable, ..spec.clone() }, ..request.clone() })
 }
 
 /// A paused guest would never answer.
@@ -397,22 +401,29 @@ async fn boot_until_alive(
 ) -> Result<Accel> {
     let ToBoot { record, member, mut start, restore } = to_boot;
     if let Some(restore) = restore {
-        let plan = BootPlan { restore: Some(Box::new(restore)), ..start.plan(record, member)? };
+        let plan = BootPlan {
+            restore: Some(Box::new(restore)),
+            memory: request.memory.as_ref().map(|granted| granted.path().to_owned()),
+            ..start.plan(record, member)?
+        };
         let accel = plan.accel;
         request.trail.boots();
         timings.enter(Stage::Restore);
         request.progress.begin(Stage::Restore);
         client.boot(plan).await.map_err(golden::unusable)?;
+        request.memory.as_ref().map_or(Ok(()), |granted| granted.runs_under(hold))?;
         timings.enter(Stage::Ssh);
         request.progress.begin(Stage::Ssh);
         return Ok(accel);
     }
     loop {
-        let plan = start.plan(record, member)?;
+        let mut plan = start.plan(record, member)?;
+        plan.memory = request.memory.as_ref().map(|granted| granted.path().to_owned());
         request.trail.boots();
         let began = Instant::now();
         let (accel, console) = (plan.accel, plan.console.clone());
         client.boot(plan).await?;
+        request.memory.as_ref().map_or(Ok(()), |granted| granted.runs_under(hold))?;
         timings.enter(Stage::Kernel);
         request.progress.begin(Stage::Kernel);
         if accel == Accel::Tcg || !ready::is_silent(hold, &console).await? {

@@ -7,14 +7,15 @@ use std::time::{Duration, SystemTime};
 use crate::error::{Error, Result};
 use crate::holder::cleanup;
 use crate::images::layer;
+use crate::store::memory;
 use crate::store::paths::{ClusterPaths, Paths};
 
 /// A probe of the host takes well under a second; what is older was left.
 const PROBE_AGE: Duration = Duration::from_mins(1);
 
 /// Removes what killed processes left in the state root: sockets nobody listens at, VMs half made or
-/// half removed, throw-away VMs whose holder is gone, clusters without members,
-/// layers of images half made. Returns what it
+/// half removed, throw-away VMs whose holder is gone, clusters without members, memory reserved for
+/// machines that are gone, layers of images half made. Returns what it
 /// removed.
 ///
 /// There is rarely anything: the kernel ends a dead holder's machines and interfaces, its warden tidies
@@ -39,7 +40,7 @@ pub async fn prune() -> Result<Vec<PathBuf>> {
 }
 
 fn sweep_all(paths: &Paths) -> Result<Vec<PathBuf>> {
-    let mut removed = Vec::new();
+    let mut removed = memory::sweep(paths)?;
     for cluster in directories(&paths.clusters())? {
         removed.extend(cleanup::sweep_if_free(&ClusterPaths::at(cluster))?);
     }

@@ -147,7 +147,8 @@ impl Snapshot {
             )
             .hint("fork it as a cluster"));
         };
-        Ok(VmBuilder::new(vm.into()).origin(self.origin(&member.record.name)?))
+        let origin = self.origin(&member.record.name)?;
+        Ok(VmBuilder::new(vm.into()).from_saved(&member.record.spec, origin))
     }
 
     /// Describes a cluster whose members come back from the snapshot's when it is started, all as they
@@ -168,9 +169,10 @@ impl Snapshot {
         let names = members.iter().map(|(name, ..)| name.to_string());
         let mut builder = Cluster::builder(name.to_string()).members(names.collect::<Vec<_>>());
         for (name, origin, member) in members {
-            let index = member.record.index;
-            builder = builder
-                .member(name.to_string(), move |vm| vm.origin(origin.clone()).at_index(index));
+            let (index, spec) = (member.record.index, member.record.spec.clone());
+            builder = builder.member(name.to_string(), move |vm| {
+                vm.from_saved(&spec, origin.clone()).at_index(index)
+            });
         }
         Ok(builder)
     }

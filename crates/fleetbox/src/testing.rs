@@ -41,7 +41,8 @@ impl<E> Outcome for std::result::Result<(), E> {
     }
 }
 
-/// Runs `body` with a new VM made from a builder that `configure` may change. Destroys the VM
+/// Runs `body` with a new VM made from a builder that `configure` may change; the start is
+/// [warm](VmBuilder::warm) unless that says otherwise. Destroys the VM
 /// whatever the body does; a panic goes on afterwards. Where this host cannot boot VMs, says why on
 /// standard error and returns as if the test had passed, unless `FLEETBOX_REQUIRE` names the
 /// backend.
@@ -72,7 +73,7 @@ where
         .enable_all()
         .build()
         .unwrap_or_else(|e| panic!("failed to start a runtime for the test: {e}"));
-    let builder = configure(Vm::builder(vm_name(test)).ephemeral(true));
+    let builder = configure(Vm::builder(vm_name(test)).ephemeral(true).warm(true));
     let vm = match runtime.block_on(builder.start()) {
         Ok(vm) => vm,
         Err(error) => return skip_or_fail(test, &error),

@@ -22,6 +22,12 @@ pub(crate) enum SnapshotCommand {
         /// What to call the snapshot
         name: String,
     },
+    /// Take running VMs back to when they were last saved, or to what they were made of
+    Revert {
+        /// Names of VMs or clusters
+        #[arg(required = true, value_name = "NAME", add = ArgValueCompleter::new(complete::names))]
+        names: Vec<String>,
+    },
     /// List snapshots, and the golden machines that warm starts made for themselves
     #[command(visible_alias = "list")]
     Ls(Output),

@@ -1,4 +1,4 @@
-//! `snapshot`: save, list, delete.
+//! `snapshot`: save, revert, list, delete.
 
 use std::io::Write;
 use std::time::{Duration, SystemTime};
@@ -18,6 +18,9 @@ pub(super) async fn run(command: SnapshotCommand) -> Outcome {
             let mib = snapshot.disk_bytes()? >> 20;
             let members = snapshot.members().join(" ");
             printed(writeln!(std::io::stdout(), "{name} {members} {mib} MiB"))
+        }
+        SnapshotCommand::Revert { names } => {
+            super::each(&names, |vm| async move { vm.revert().await }).await
         }
         SnapshotCommand::Ls(args) => list(args.output),
         SnapshotCommand::Rm { names } => remove(&names),

@@ -117,17 +117,6 @@ fn members_boot_one_after_another_on_request_and_say_that_they_wait() {
 }
 
 #[test]
-fn members_larger_than_the_host_do_not_boot_side_by_side() {
-    let home = Home::new();
-    // More than any host has; the fake takes none of it.
-    let ran = home.run(["up", "node", "-n", "2", "--backend", "fake", "--memory", "4096G"]);
-    let said = ran.stderr.clone();
-    ran.ok();
-    assert!(said.contains("node-2: waiting for another member: "), "{said}");
-    assert!(said.contains("MiB of the host's memory are available"), "{said}");
-}
-
-#[test]
 fn a_clusters_name_stands_for_its_members_with_any_names() {
     let home = Home::new();
     home.ok(["up", "shop-1", "db", "web", "--backend", "fake"]);

@@ -50,7 +50,7 @@ fn start_victim(home: &Home, name: &str) -> Child {
 }
 
 /// The holder behind a socket, as the kernel knows it.
-fn holder(home: &Home, cluster: &str) -> u32 {
+pub(crate) fn holder(home: &Home, cluster: &str) -> u32 {
     let stream = UnixStream::connect(home.socket(cluster)).unwrap();
     let peer = rustix::net::sockopt::socket_peercred(&stream).unwrap();
     peer.pid.as_raw_nonzero().get().cast_unsigned()

@@ -27,6 +27,8 @@ mod kill;
 #[cfg(feature = "unstable-fake")]
 mod life;
 #[cfg(feature = "unstable-fake")]
+mod memory;
+#[cfg(feature = "unstable-fake")]
 mod net;
 #[cfg(feature = "unstable-fake")]
 mod openssh;

@@ -219,6 +219,9 @@ pub(crate) struct BootPlan {
     /// It comes back from there, instead of booting.
     #[serde(default)]
     pub restore: Option<Box<Restore>>,
+    /// Where its memory is reserved, if it is: the holder has a share in that for as long as it runs.
+    #[serde(default)]
+    pub memory: Option<PathBuf>,
 }
 
 #[cfg(test)]
@@ -252,6 +255,7 @@ impl BootPlan {
             layers: Vec::new(),
             aliases: Vec::new(),
             restore: None,
+            memory: None,
         }
     }
 }

@@ -144,7 +144,7 @@ pub(super) fn failed(plan: &BootPlan, what: &str, source: io::Error) -> Error {
 }
 
 /// Nothing of a monitor that did not get as far as to have a log.
-fn tail(path: &Path) -> String {
+pub(super) fn tail(path: &Path) -> String {
     let read = || -> io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
         let length = file.metadata()?.len();

@@ -40,9 +40,7 @@ pub(crate) async fn choose(
     arch: Arch,
     progress: &ProgressSink,
 ) -> Result<Choice> {
-    let named = env::text(env::BACKEND)?.map(|word| word.parse::<Backend>()).transpose()?;
-    let asked = wanted.asked.filter(|_| wanted.recorded.is_none());
-    match (named.or(asked), wanted.recorded) {
+    match (only(wanted)?, wanted.recorded) {
         (Some(Backend::CloudHypervisor), _) => {
             kvm_for(arch)?;
             let chosen = choose_cloud_hypervisor(paths, Want::Only, progress).await?;
@@ -52,6 +50,17 @@ pub(crate) async fn choose(
         (Some(Backend::Qemu), _) | (None, Some(Backend::Qemu)) => qemu(arch),
         (Some(Backend::Fake), _) | (None, Some(Backend::Fake)) => choose_fake(),
     }
+}
+
+/// Whether there will be no machine.
+pub(crate) fn is_fake(wanted: Wanted) -> Result<bool> {
+    Ok(only(wanted)?.or(wanted.recorded) == Some(Backend::Fake))
+}
+
+/// What alone will do, if something.
+fn only(wanted: Wanted) -> Result<Option<Backend>> {
+    let named = env::text(env::BACKEND)?.map(|word| word.parse::<Backend>()).transpose()?;
+    Ok(named.or(wanted.asked.filter(|_| wanted.recorded.is_none())))
 }
 
 async fn best(paths: &Paths, arch: Arch, progress: &ProgressSink) -> Result<Choice> {

@@ -46,8 +46,8 @@ pub(crate) struct Identity {
     pub token: String,
     pub hostname: String,
     pub fqdn: String,
-    /// 32 hexadecimal digits (machine-id(5)).
-    pub machine_id: String,
+    /// 32 hexadecimal digits (machine-id(5)); it keeps its own without.
+    pub machine_id: Option<String>,
     pub host_key_private_openssh: String,
     pub host_key_public: String,
     pub mac: String,

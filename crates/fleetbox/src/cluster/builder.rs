@@ -170,8 +170,8 @@ impl ClusterBuilder {
         self.every(|vm| vm.timeout(timeout))
     }
 
-    /// How many members may boot at once. By default as many as the host has cores, at least two, and
-    /// as the memory free in the host goes round; one always boots. Who has to wait says so.
+    /// How many members may boot at once. By default as many as the host has cores, at least two. Who
+    /// has to wait says so.
     pub fn boots_at_once(mut self, boots: usize) -> Self {
         self.boots_at_once = Some(boots);
         self
@@ -189,6 +189,10 @@ impl ClusterBuilder {
     ///
     /// If one fails, the others are given up: what this call created is destroyed, what it booted is
     /// stopped, what ran before goes on.
+    ///
+    /// It waits until the host has the memory of all of them together, as [`VmBuilder::start`] does for
+    /// one, so clusters that are started at once never wait for each other half up. Where nothing runs but
+    /// the cluster itself, or other clusters that wait for more, they start all the same, and say so.
     ///
     /// Dropped before it is done, it leaves nothing running that did not run before; the disks of
     /// members it created stay, unless they are ephemeral.

@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 
 use tokio::task::JoinSet;
 
-use super::admission::{self, Room, Wait};
+use super::admission::Room;
 use super::builder;
 use crate::control::client::Client;
 use crate::error::{Error, ErrorKind, Result};
-use crate::launch::{self, Launched, StartRequest, Trail};
+use crate::launch::{self, Launched, StartRequest, Trail, admission};
 use crate::net::plan::MEMBERS_MAX;
 use crate::spec::Name;
 use crate::store::paths::Paths;
@@ -25,9 +25,10 @@ pub(super) struct Plan {
 
 /// Starts all or none; they come back in the order of the plan.
 pub(super) async fn start(mut plan: Plan) -> Result<Vec<Vm>> {
-    let memory_mib = settle(&mut plan)?;
+    settle(&mut plan)?;
     let asked: Vec<Asked> = plan.requests.iter().map(Asked::of).collect();
-    let mut crew = Crew::new(&plan, memory_mib).await?;
+    reserve(&mut plan).await?;
+    let mut crew = Crew::new(&plan).await?;
     let started = match crew.start(plan.requests).await {
         Ok(()) => detach(&plan.cluster, &asked).await,
         failed => failed,
@@ -63,20 +64,17 @@ impl Asked {
 }
 
 /// Gives each member its cluster and, if it is new, its index; refuses names that are in another
-/// cluster and more members than fit. Returns the memory each will have.
-fn settle(plan: &mut Plan) -> Result<Vec<u32>> {
+/// cluster and more members than fit.
+fn settle(plan: &mut Plan) -> Result<()> {
     let paths = Paths::from_env()?;
     let mut taken = record::indices(&paths.cluster(&plan.cluster))?;
     let queue = std::sync::Arc::default();
-    let (mut fresh, mut memory_mib) = (Vec::new(), Vec::new());
+    let mut fresh = Vec::new();
     for request in &mut plan.requests {
         place::cluster_for(&paths, &request.name, Some(&plan.cluster))?;
         request.cluster = Some(plan.cluster.clone());
         request.queue = std::sync::Arc::clone(&queue);
-        let known = place::find(&paths, &request.name)?;
-        let spec = known.as_ref().map_or(&request.spec, |placed| &placed.record.spec);
-        memory_mib.push(spec.memory_mib);
-        if known.is_none() {
+        if place::find(&paths, &request.name)?.is_none() {
             fresh.push(request);
         }
     }
@@ -89,7 +87,18 @@ fn settle(plan: &mut Plan) -> Result<Vec<u32>> {
         taken.push(index);
         request.index = Some(index);
     }
-    Ok(memory_mib)
+    Ok(())
+}
+
+/// Gets the memory of all in one step: members that waited one by one could wait for those of another
+/// cluster that wait for them.
+async fn reserve(plan: &mut Plan) -> Result<()> {
+    for request in &plan.requests {
+        request.check().map_err(|e| e.vm(request.name.as_str()))?;
+    }
+    let paths = Paths::from_env()?;
+    paths.prepare_root(&plan.cluster)?;
+    admission::all(&paths, &mut plan.requests, &plan.cluster).await
 }
 
 /// Starts that are under way or done.
@@ -97,8 +106,6 @@ struct Crew {
     room: Room,
     /// Ran already when the start began, so that it takes no room.
     ran: Vec<Name>,
-    /// What each has, by its place in the plan.
-    memory_mib: Vec<u32>,
     starts: JoinSet<(usize, Result<Launched>)>,
     /// The places of those that boot.
     booting: Vec<usize>,
@@ -106,13 +113,13 @@ struct Crew {
 }
 
 impl Crew {
-    async fn new(plan: &Plan, memory_mib: Vec<u32>) -> Result<Self> {
+    async fn new(plan: &Plan) -> Result<Self> {
         let cluster = Paths::from_env()?.cluster(&plan.cluster);
         let status = Client::new(cluster.socket()).find().await?;
         let members = status.into_iter().flat_map(|status| status.members);
         let ran = members.filter(|member| member.running).map(|member| member.vm).collect();
         let (room, starts) = (Room::of(plan.boots_at_once), JoinSet::new());
-        Ok(Self { room, ran, memory_mib, starts, booting: Vec::new(), up: Vec::new() })
+        Ok(Self { room, ran, starts, booting: Vec::new(), up: Vec::new() })
     }
 
     /// Until all are up or one failed.
@@ -121,12 +128,12 @@ impl Crew {
         let mut told = None;
         while !waiting.is_empty() || !self.starts.is_empty() {
             while let Some((place, request)) = waiting.pop_front() {
-                match self.admit(place, &request.name) {
+                match self.admit(&request.name) {
                     Ok(()) => self.begin(place, request),
                     Err(wait) => {
                         // Once for each that waits, whatever comes free meanwhile.
                         if told.replace(place) != Some(place) {
-                            request.progress.note(wait.to_string());
+                            request.progress.note(wait);
                         }
                         waiting.push_front((place, request));
                         break;
@@ -138,13 +145,8 @@ impl Crew {
         Ok(())
     }
 
-    fn admit(&self, place: usize, vm: &Name) -> Result<(), Wait> {
-        if self.ran.contains(vm) {
-            return Ok(());
-        }
-        let booting_mib: Vec<u32> =
-            self.booting.iter().map(|booting| self.memory_mib[*booting]).collect();
-        self.room.admit(self.memory_mib[place], &booting_mib, admission::available_mib())
+    fn admit(&self, vm: &Name) -> Result<(), String> {
+        if self.ran.contains(vm) { Ok(()) } else { self.room.admit(self.booting.len()) }
     }
 
     fn begin(&mut self, place: usize, request: StartRequest) {

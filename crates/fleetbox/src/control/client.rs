@@ -348,6 +348,11 @@ impl Hold {
         }
     }
 
+    /// The holder, in this process's numbering.
+    pub(crate) fn holder_pid(&self) -> Option<u32> {
+        self.frames.peer_pid()
+    }
+
     /// Another hand on the connection: shutting it down lets go, whoever has the rest.
     pub(crate) fn socket(&self) -> Result<OwnedFd> {
         self.frames.socket().map_err(|e| {

@@ -28,6 +28,7 @@ use crate::net::plan::HostSubnet;
 use crate::net::{Names, Network, RuleSet};
 use crate::spec::Name;
 use crate::store::lock::{self, SharedLock};
+use crate::store::memory::{self, Reservation};
 use crate::store::paths::ClusterPaths;
 use crate::store::timeline::{Appender, What};
 
@@ -272,15 +273,15 @@ impl State {
         };
         // Cut off before its first frame, if it is to be.
         self.follow().await;
-        let booted = match forget_last_boot(&plan) {
-            Ok(()) => self.boot_on(&plan, tap).await,
+        let booted = match forget_last_boot(&plan).and_then(|()| reservation(&plan)) {
+            Ok(memory) => self.boot_on(&plan, tap).await.map(|machine| (machine, memory)),
             Err(error) => Err(error),
         };
         match booted {
-            Ok(machine) => {
+            Ok((machine, memory)) => {
                 let restored = plan.restore.is_some();
                 self.note(Some(&vm), if restored { What::Restore } else { What::Boot });
-                self.running(&vm, address, machine.into());
+                self.running(&vm, address, machine.into(), memory);
                 self.follow().await;
                 Ok(Booted { address, started: true })
             }
@@ -316,6 +317,7 @@ impl State {
         vm: &Name,
         address: std::net::Ipv4Addr,
         machine: Arc<dyn Machine>,
+        memory: Option<Reservation>,
     ) {
         let mut ended = machine.ended();
         if let Some(member) = self.lock().members.get_mut(vm) {
@@ -334,6 +336,7 @@ impl State {
                 Ok(why) => why.clone().unwrap_or_default(),
                 Err(_) => "its monitor was lost".to_owned(),
             };
+            drop(memory);
             state.ended(&vm, why);
             state.follow().await;
         });
@@ -377,6 +380,11 @@ impl State {
             None => Err(Error::not_running(vm.as_str())),
         }
     }
+}
+
+/// The holder's own share in the machine's memory, which the starter's may not outlive.
+fn reservation(plan: &BootPlan) -> Result<Option<Reservation>> {
+    plan.memory.as_deref().map(|path| memory::hold(path, plan.memory_mib)).transpose()
 }
 
 /// What an earlier boot wrote would be taken for this one's.

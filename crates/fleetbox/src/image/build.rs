@@ -14,7 +14,6 @@ use crate::env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::images::layer::{self, Layer};
 use crate::images::{self, CachedImage, ImageInfo, hex, work};
-use crate::launch::Origin;
 use crate::prepare::{disk, kernel};
 use crate::progress::{Progress, ProgressSink};
 use crate::snapshot;
@@ -167,7 +166,7 @@ impl<'a> Plan<'a> {
             }
         };
         let name = format!("build-{}x", random::hex::<4>()?);
-        let vm = self.builder(&name).image(reference).origin(Origin::Warm).start().await?;
+        let vm = self.builder(&name).image(reference).warm(true).start().await?;
         if vm.backend().has_guest() && vm.record().image_digest != digest {
             return Err(self.changed("the image it begins with"));
         }

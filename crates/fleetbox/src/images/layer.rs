@@ -29,7 +29,7 @@ use crate::store::paths::{Paths, make_private_dir, write_atomic};
 use crate::store::record::ImageStamp;
 
 pub(crate) use self::name::{PREFIX, resolve, set_name};
-pub(super) use self::name::{all_names, for_guests, has_name, info, list, on_image};
+pub(super) use self::name::{all_names, for_guests, has_name, info, is_reference, list, on_image};
 pub(crate) use self::remove::{evict, kept, remove_half_made};
 pub(super) use self::remove::{remove, remove_on_image};
 

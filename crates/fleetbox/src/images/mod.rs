@@ -26,7 +26,7 @@ pub use build::BuildOptions;
 pub(crate) use cache::hex;
 use cache::{Origin, Record, Slot};
 pub(crate) use download::with_retries;
-pub(crate) use resolve::{mirrored, resolve};
+pub(crate) use resolve::{check, mirrored, resolve};
 pub(crate) use transfer::{Failure, Transfer};
 
 /// A raw disk ready to back a VM's own.

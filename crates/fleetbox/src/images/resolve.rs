@@ -67,9 +67,25 @@ pub(super) async fn resolve_with(
     if Path::new(reference).exists() {
         return resolve_path(paths, Path::new(reference), arch, progress).await;
     }
+    Err(unknown(paths, reference))
+}
+
+fn unknown(paths: &Paths, reference: &str) -> Error {
     let mut local = layer::all_names(paths);
     local.extend(cache::all(paths).into_iter().map(|(_, record)| record.reference));
-    Err(catalog::unknown(reference, &local))
+    catalog::unknown(reference, &local)
+}
+
+/// Refuses a name that nothing goes by, before any work.
+pub(crate) fn check(paths: &Paths, reference: &str, arch: Arch) -> Result<()> {
+    let reference = reference.trim();
+    let alias = catalog::canonical(reference);
+    let is_known = reference.contains('/')
+        || layer::is_reference(paths, reference, arch)
+        || catalog::find(alias, arch).is_some()
+        || cache::local(paths, alias, arch).is_some()
+        || Path::new(reference).exists();
+    if is_known { Ok(()) } else { Err(unknown(paths, reference)) }
 }
 
 /// That a name stands for something else than everywhere is said once in a process, not per VM.

@@ -32,6 +32,7 @@ pub(super) fn create(
     let mut record = new_record(request, cluster, choice, image, &host_key)?;
     if let Some(saved) = saved {
         saved.describe(&mut record);
+        record.machine_id = Some(restore::machine_id()?);
     }
     let half_made = tempfile::Builder::new()
         .prefix(".new-")
@@ -65,10 +66,7 @@ pub(super) fn create(
     request.trail.creates();
     // It is no longer there under its temporary name.
     drop(half_made.keep());
-    let restore = match saved {
-        Some(saved) => Some(saved.restore(&record, &host_key, &restore::machine_id()?)),
-        None => None,
-    };
+    let restore = saved.map(|saved| saved.restore(&record, host_key.private_openssh()));
     Ok((record, restore))
 }
 
@@ -121,6 +119,7 @@ fn new_record(
         layers: image.map(CachedImage::layer_names).unwrap_or_default(),
         aliases: Vec::new(),
         snapshot: None,
+        machine_id: None,
         ephemeral: request.ephemeral,
         created_at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
     })

@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::images::hex;
 use crate::progress::{Progress, ProgressSink, Stage};
 use crate::snapshot::{self, Source};
-use crate::spec::Name;
+use crate::spec::{Name, VmSpec};
 use crate::ssh::keys::{self, KeyPair};
 use crate::store::lock;
 use crate::store::paths::{Paths, SnapshotPaths};
@@ -136,12 +136,17 @@ fn key(
         "release": env!("CARGO_PKG_VERSION"),
         "maker": start.maker_of(&request.spec)?,
         "from": start.shape(request.spec.arch),
-        "spec": request.spec,
+        "spec": spec_of(request),
         "image": image.map(|(image, _)| &image.digest),
         "seed": create::seed_shape(client_key)?,
         "waiter": snapshot::waiter_program(),
     });
     Ok(hex(&Sha256::digest(told.to_string())[..16]))
+}
+
+/// Whether a power cut loses writes is each VM's own.
+fn spec_of(request: &StartRequest) -> VmSpec {
+    VmSpec { durable: false, ..request.spec.clone() }
 }
 
 /// Boots it, under a name that nobody else has.
@@ -161,6 +166,7 @@ async fn make(request: &StartRequest, start: &Start) -> Result<Vm> {
         cluster: None,
         index: None,
         backend: Some(start.choice.backend),
+        spec: spec_of(request),
         origin: Origin::Boot,
         detached: false,
         ephemeral: true,

@@ -121,6 +121,7 @@ impl Start {
             layers: record.layers.iter().map(|layer| member.layer(layer)).collect(),
             aliases: record.aliases.clone(),
             restore: None,
+            memory: None,
         }
     }
 

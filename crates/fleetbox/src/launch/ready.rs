@@ -98,6 +98,11 @@ fn unreachable_stage() -> Result<()> {
     Err(Error::new(ErrorKind::Internal, "follow the console"))
 }
 
+/// Waits until a guest that runs lets us in.
+pub(super) async fn answers(session: &Session, limit: Duration) -> Result<()> {
+    tokio::time::timeout(limit, log_in(session)).await.unwrap_or_else(|_| Err(late(limit)))
+}
+
 async fn log_in(session: &Session) -> Result<()> {
     let mut pause = POLL_FIRST;
     loop {

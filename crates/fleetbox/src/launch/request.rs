@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::backend::Backend;
+use super::admission::Granted;
+use super::ready;
+use crate::backend::{Accel, Backend};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::ProgressSink;
 use crate::spec::{Name, VmSpec};
@@ -35,12 +37,19 @@ pub(crate) struct StartRequest {
     /// Where several starts of one caller into one cluster queue, so that none takes a sibling for
     /// another process.
     pub queue: Arc<tokio::sync::Mutex<()>>,
+    /// The memory it was given already, with others.
+    pub memory: Option<Granted>,
 }
 
 impl StartRequest {
     /// Refuses what cannot be, before any work.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         self.spec.check()?;
+        crate::env::memory_limit()?;
+        if self.host_routable {
+            crate::net::check_host_routable()?;
+        }
+        ready::limit(self.timeout, Accel::Tcg)?;
         if self.spec.durable && self.ephemeral {
             return Err(Error::new(
                 ErrorKind::InvalidSpec,

@@ -10,9 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::plan;
 use crate::snapshot;
 use crate::spec::Name;
-use crate::ssh::keys::KeyPair;
 use crate::store::lock::{self, SharedLock};
-use crate::store::paths::{MemberPaths, Paths, SnapshotPaths};
+use crate::store::paths::{MemberPaths, Paths, SavedPaths, SnapshotPaths};
 use crate::store::record::{SnapshotOf, VmRecord};
 use crate::store::snapshot::{SavedMember, SnapshotRecord};
 use crate::sys::random;
@@ -77,19 +76,22 @@ impl Saved {
 
     /// What its disk lies on, the disk it had included.
     pub(super) fn layers(&self) -> Vec<PathBuf> {
-        let saved = self.paths.member(&self.member.record.name);
+        let saved = self.member_paths();
         self.member.layers.iter().map(|layer| saved.layer(layer)).collect()
+    }
+
+    pub(super) fn member_paths(&self) -> SavedPaths {
+        self.paths.member(&self.member.record.name)
     }
 
     /// Gives the VM's directory the layers its disk lies on.
     pub(super) fn link_layers(&self, member: &MemberPaths) -> Result<()> {
-        let saved = self.paths.member(&self.member.record.name);
-        snapshot::link_into_member(&self.member.layers, &saved, member)
+        snapshot::link_into_member(&self.member.layers, &self.member_paths(), member)
     }
 
     /// What the backend comes back from, and whom the guest becomes.
-    pub(super) fn restore(&self, record: &VmRecord, key: &KeyPair, machine_id: &str) -> Restore {
-        let saved = self.paths.member(&self.member.record.name);
+    pub(super) fn restore(&self, record: &VmRecord, host_key_private_openssh: String) -> Restore {
+        let saved = self.member_paths();
         Restore {
             memory: saved.memory(),
             device: saved.device(),
@@ -97,9 +99,9 @@ impl Saved {
                 token: self.member.token.clone(),
                 hostname: record.name.to_string(),
                 fqdn: format!("{}.{}", record.name, plan::DOMAIN),
-                machine_id: machine_id.to_owned(),
-                host_key_private_openssh: key.private_openssh(),
-                host_key_public: key.public_openssh(),
+                machine_id: record.machine_id.clone(),
+                host_key_private_openssh,
+                host_key_public: record.host_key.clone(),
                 mac: record.mac.to_ascii_lowercase(),
                 address: record.address,
                 prefix_length: plan::PREFIX_LENGTH,

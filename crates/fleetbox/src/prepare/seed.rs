@@ -14,7 +14,7 @@
 //! Names of modules are those that every cloud-init from 20.4 on knows; one it does not know would
 //! be a warning and a degraded state.
 
-use std::io::{Cursor, Write};
+use std::io::{Cursor, Read, Write};
 use std::net::Ipv4Addr;
 use std::path::Path;
 
@@ -157,6 +157,22 @@ pub(crate) fn write(path: &Path, spec: &SeedSpec<'_>) -> Result<()> {
     write_atomic(path, &volume)
 }
 
+/// The guest's private host key, as its seed has it.
+pub(crate) fn host_key_private_openssh(path: &Path) -> Result<String> {
+    let read = || -> std::io::Result<Option<String>> {
+        let volume = fatfs::FileSystem::new(std::fs::File::open(path)?, fatfs::FsOptions::new())?;
+        let mut text = String::new();
+        volume.root_dir().open_file("user-data")?.read_to_string(&mut text)?;
+        let json = text.split_once('\n').map_or("", |(_, json)| json);
+        let config: serde_json::Value = serde_json::from_str(json)?;
+        Ok(config["ssh_keys"]["ed25519_private"].as_str().map(str::to_owned))
+    };
+    let key = read().map_err(|e| Error::io("read the seed", path, e))?;
+    key.ok_or_else(|| {
+        Error::new(ErrorKind::StateRoot, format!("find a host key in the seed {}", path.display()))
+    })
+}
+
 fn volume(files: &SeedFiles) -> std::io::Result<Vec<u8>> {
     let mut disk = Cursor::new(vec![0; VOLUME_BYTES]);
     let options = fatfs::FormatVolumeOptions::new().volume_label(VOLUME_LABEL);
@@ -179,7 +195,6 @@ fn volume(files: &SeedFiles) -> std::io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
     use std::os::unix::fs::PermissionsExt;
 
     fn spec() -> SeedSpec<'static> {
@@ -232,6 +247,7 @@ mod tests {
         assert_eq!(text, render(&spec()).user_data);
         assert!(volume.root_dir().open_file("network-config").is_ok());
         assert!(volume.root_dir().open_file("meta-data").is_ok());
+        assert_eq!(host_key_private_openssh(&path).unwrap(), spec().host_key_private_openssh);
     }
 
     #[test]

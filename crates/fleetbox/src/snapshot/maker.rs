@@ -53,6 +53,7 @@ fn machine(plan: &BootPlan) -> Result<String> {
         durable: false,
         layers: Vec::new(),
         restore: None,
+        memory: None,
         ..plan.clone()
     };
     let told = json!({ "arguments": backend::command_line(&plan), "disk_bytes": plan.disk_bytes });

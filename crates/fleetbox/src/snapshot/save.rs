@@ -53,7 +53,9 @@ pub(crate) async fn save(
     let tokens = wait_all(&sources).await?;
     if alone {
         // What is restored has no end of a connection whose other is gone.
-        sources.iter().for_each(|source| source.session.close());
+        for source in &sources {
+            source.session.close();
+        }
     }
     let plans = sources.iter().zip(&prepared).zip(&tokens);
     let plans = plans.map(|((source, layers), token)| {

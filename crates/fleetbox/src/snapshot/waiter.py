@@ -131,7 +131,7 @@ def hostname(ask):
 def machine_id(ask):
     old = read("/etc/machine-id").strip()
     new = ask["machine_id"]
-    if old == new:
+    if new is None or old == new:
         return
     write("/etc/machine-id", new + "\n", 0o444)
     dbus = "/var/lib/dbus/machine-id"
@@ -159,9 +159,12 @@ def network(ask):
     if done.returncode != 0:
         raise OSError(done.stderr.decode(errors="replace").strip())
     old = re.escape(ask["saved_address"])
+    # Whatever else names a MAC (netplan, NetworkManager) means the permanent one, which stays what it
+    # was until the next boot, when cloud-init writes these files anew.
+    match = re.compile(r"^(\s*MACAddress\s*=\s*)%s\b" % re.escape(ask["saved_mac"]), re.I | re.M)
     for path in [path for pattern in CONFIGURATION for path in glob.glob(pattern)]:
         text = read(path)
-        new = re.sub(re.escape(ask["saved_mac"]), mac, text, flags=re.I)
+        new = match.sub(lambda found: found.group(1) + mac, text)
         new = re.sub(r"(?<![\d.])%s(?![\d.])" % old, address, new)
         if new != text:
             write(path, new)

@@ -2,6 +2,7 @@
 //! It must not know what a backend, an image format or SSH is.
 
 pub(crate) mod lock;
+pub(crate) mod memory;
 mod owner;
 pub(crate) mod paths;
 pub(crate) mod place;

@@ -116,6 +116,27 @@ impl Paths {
         self.root.join("cache/derived")
     }
 
+    /// Held for the instant in which it is decided who may have memory.
+    pub(crate) fn memory_lock(&self) -> PathBuf {
+        self.root.join("memory.lock")
+    }
+
+    /// What is promised to machines, and who waits for more.
+    pub(crate) fn memory(&self) -> PathBuf {
+        self.root.join("memory")
+    }
+
+    /// The memory promised to one machine.
+    pub(crate) fn memory_of(&self, cluster: &Name, vm: &Name) -> PathBuf {
+        self.memory().join(format!("{cluster}.{vm}"))
+    }
+
+    /// The place in the queue of one who waits for memory: no cluster's name begins with a dot. They
+    /// sort by their number.
+    pub(crate) fn memory_turn(&self, number: u64) -> PathBuf {
+        self.memory().join(format!("{MEMORY_TURN_PREFIX}{number:020}"))
+    }
+
     pub(crate) fn clusters(&self) -> PathBuf {
         self.root.join("clusters")
     }
@@ -139,6 +160,19 @@ impl Paths {
         }
         Ok(paths)
     }
+}
+
+const MEMORY_TURN_PREFIX: &str = ".turn-";
+
+/// The cluster and the VM in the name of a [`Paths::memory_of`]; other files have none.
+pub(crate) fn memory_names(file_name: &str) -> Option<(Name, Name)> {
+    let (cluster, vm) = file_name.split_once('.')?;
+    Some((Name::new(cluster).ok()?, Name::new(vm).ok()?))
+}
+
+/// The number in the name of a [`Paths::memory_turn`]; other files have none.
+pub(crate) fn memory_turn_number(file_name: &str) -> Option<u64> {
+    file_name.strip_prefix(MEMORY_TURN_PREFIX)?.parse().ok()
 }
 
 /// The directory of one cluster.

@@ -47,6 +47,9 @@ pub(crate) struct VmRecord {
     /// The snapshot it was last saved in, or made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<SnapshotOf>,
+    /// What it was told to be, if it did not choose that itself (machine-id(5)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_id: Option<String>,
     /// The disk goes when the machine does.
     pub ephemeral: bool,
     /// RFC 3339, UTC.
@@ -108,6 +111,7 @@ impl VmRecord {
             layers: Vec::new(),
             aliases: Vec::new(),
             snapshot: None,
+            machine_id: None,
             ephemeral: false,
             created_at: String::new(),
         })

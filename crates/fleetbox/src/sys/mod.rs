@@ -7,6 +7,7 @@ pub(crate) mod fd;
 pub(crate) mod kvm;
 #[cfg(target_os = "linux")]
 pub(crate) mod landlock;
+pub(crate) mod memory;
 #[cfg(target_os = "linux")]
 pub(crate) mod namespace;
 pub(crate) mod orphan;
@@ -19,3 +20,9 @@ pub(crate) mod session;
 #[cfg(target_os = "linux")]
 pub(crate) mod tun;
 pub(crate) mod user;
+
+/// Swaps two names of one file system: at no instant is either without a file.
+pub(crate) fn exchange(one: &std::path::Path, other: &std::path::Path) -> std::io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
+}

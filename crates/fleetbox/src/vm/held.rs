@@ -42,6 +42,7 @@ async fn watch(mut hold: Hold, vm: Name, session: WeakSession) {
         // Without one there is nobody to tell.
         let Some(session) = session.upgrade() else { return };
         match why {
+            // It may be started again under the same hold.
             Some(why) => session.cut_off(&format!("the machine ended: {why}")),
             None => return session.cut_off("the machine's holder ended"),
         }

@@ -2,6 +2,7 @@
 
 use super::Vm;
 use crate::error::{Error, Result};
+use crate::launch;
 use crate::snapshot::{self, Snapshot, Source};
 use crate::spec::Name;
 use crate::ssh::Session;
@@ -34,6 +35,37 @@ impl Vm {
         self.note_snapshot(SnapshotOf { snapshot: name.clone(), vm: self.record().name.clone() })?;
         snapshot::keep_within_budget(&paths)?;
         Ok(Snapshot::of(name.to_string(), target, record, false))
+    }
+
+    /// Takes the VM back to when it was last [saved](Vm::snapshot), or to the snapshot it came from: its
+    /// disk and memory are as they were then, its name, address, keys and clock are those it has.
+    /// Commands and connections under way are lost; the handle goes on. The snapshot must still be
+    /// there.
+    ///
+    /// Dropped before it is done, the VM runs, before or after the revert.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotRunning`](crate::ErrorKind::NotRunning);
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is no snapshot;
+    /// [`ErrorKind::SnapshotUnusable`](crate::ErrorKind::SnapshotUnusable).
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// vm.snapshot("before").await?;
+    /// vm.command("rm").args(["-r", "/usr"]).sudo().output().await?;
+    /// vm.revert().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn revert(&self) -> Result<()> {
+        self.able_to_save()?;
+        if self.state().await? == super::State::Stopped {
+            return Err(Error::not_running(self.name()));
+        }
+        let request = Vm::builder(self.name()).request()?;
+        let (cluster, client) = (self.cluster_paths(), &self.inner.client);
+        let reverted = launch::revert(request, cluster, client, self.session()).await;
+        reverted.map_err(|e| self.mine(e))
     }
 
     /// Refuses what the backend cannot, before any work.

@@ -17,6 +17,8 @@ use super::qmp::{Qmp, QmpEvent};
 
 /// What QEMU calls the fd that the state goes through.
 const NAME: &str = "state";
+/// Leaves out memory that is in a file others have, too.
+const WITHOUT_MEMORY: &str = "x-ignore-shared";
 /// How long a guest stands still for the last of its memory, as QEMU estimates it.
 const STILL_MS: u64 = 100;
 /// As much as the host can.
@@ -36,6 +38,8 @@ pub(super) async fn copy(source: &Qmp, receiver: &Qmp) -> io::Result<Option<Inst
     receiver.pass(NAME, from.as_fd()).await?;
     receiver.execute_with("migrate-incoming", &json!({ "uri": format!("fd:{NAME}") })).await?;
     let mut events = tell_events(source).await?;
+    // It may have been restored itself.
+    set_capability(source, WITHOUT_MEMORY, false).await?;
     let parameters = json!({ "max-bandwidth": BYTES_PER_S_MAX, "downtime-limit": STILL_MS });
     source.execute_with("migrate-set-parameters", &parameters).await?;
     let mut still = None;
@@ -45,7 +49,7 @@ pub(super) async fn copy(source: &Qmp, receiver: &Qmp) -> io::Result<Option<Inst
     if let Ok(outcome) =
         tokio::time::timeout(LIVE_WAIT, ended(source, &mut events, &mut still)).await
     {
-        outcome?
+        outcome?;
     } else {
         source.execute("stop").await?;
         tokio::time::timeout(STILL_WAIT, ended(source, &mut events, &mut still))
@@ -67,7 +71,7 @@ pub(super) async fn save_device(receiver: &Qmp, device: &Path) -> io::Result<()>
         .mode(0o600)
         .open(device)?;
     let mut events = tell_events(receiver).await?;
-    set_capability(receiver, "x-ignore-shared").await?;
+    set_capability(receiver, WITHOUT_MEMORY, true).await?;
     send(receiver, file.as_fd()).await?;
     tokio::time::timeout(RESTORE_WAIT, ended(receiver, &mut events, &mut None))
         .await
@@ -78,7 +82,7 @@ pub(super) async fn save_device(receiver: &Qmp, device: &Path) -> io::Result<()>
 pub(super) async fn restore(qmp: &Qmp, device: &Path) -> io::Result<()> {
     let file = OwnedFd::from(File::open(device)?);
     let mut events = tell_events(qmp).await?;
-    set_capability(qmp, "x-ignore-shared").await?;
+    set_capability(qmp, WITHOUT_MEMORY, true).await?;
     qmp.pass(NAME, file.as_fd()).await?;
     qmp.execute_with("migrate-incoming", &json!({ "uri": format!("fd:{NAME}") })).await?;
     tokio::time::timeout(RESTORE_WAIT, ended(qmp, &mut events, &mut None))
@@ -98,12 +102,12 @@ async fn send(qmp: &Qmp, to: BorrowedFd<'_>) -> io::Result<()> {
 
 async fn tell_events(qmp: &Qmp) -> io::Result<broadcast::Receiver<QmpEvent>> {
     let events = qmp.events();
-    set_capability(qmp, "events").await?;
+    set_capability(qmp, "events", true).await?;
     Ok(events)
 }
 
-async fn set_capability(qmp: &Qmp, name: &str) -> io::Result<()> {
-    let capabilities = json!({ "capabilities": [{ "capability": name, "state": true }] });
+async fn set_capability(qmp: &Qmp, name: &str, state: bool) -> io::Result<()> {
+    let capabilities = json!({ "capabilities": [{ "capability": name, "state": state }] });
     qmp.execute_with("migrate-set-capabilities", &capabilities).await
 }
 

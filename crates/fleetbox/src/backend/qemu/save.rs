@@ -19,7 +19,7 @@ use serde_json::json;
 
 use super::args::{DISK_NODE, Memory};
 use super::{QemuMachine, migration, start};
-use crate::backend::{BootPlan, SavePlan, Saved, Together};
+use crate::backend::{BootPlan, SavePlan, Saved, Together, monitor};
 use crate::error::{Error, ErrorKind, Result};
 
 pub(super) async fn save(
@@ -41,7 +41,8 @@ pub(super) async fn save(
         Err(e) => {
             together.fail();
             go_on(machine, paused).await;
-            return Err(failed(e, plan));
+            let said = monitor::tail(&plan.vmm_log);
+            return Err(failed(e, plan).detail(said));
         }
     };
     let files = [&plan.memory, &plan.device, &plan.disk].map(Clone::clone);
@@ -66,6 +67,7 @@ async fn receiver(machine: &QemuMachine, plan: &SavePlan, tap: OwnedFd) -> Resul
         ephemeral: true,
         durable: false,
         restore: None,
+        memory: None,
         ..machine.plan.clone()
     };
     start(&like, Memory::Received(&plan.memory), tap).await

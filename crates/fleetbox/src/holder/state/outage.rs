@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
-use super::{Holding, Phase, State};
+use super::{Holding, Phase, State, reservation};
 use crate::backend::BootPlan;
 use crate::control::message::Outage;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Name;
 use crate::store::lock;
+use crate::store::memory::Reservation;
 
 /// A member that is away.
 pub(in crate::holder) enum Away {
@@ -16,6 +17,8 @@ pub(in crate::holder) enum Away {
     Off {
         plan: Box<BootPlan>,
         detached: bool,
+        /// Nobody else gets it meanwhile.
+        memory: Option<Reservation>,
         /// A holder without machines would end.
         holding: Holding,
     },
@@ -54,8 +57,9 @@ impl State {
             }
             _ => return Err(Error::not_running(vm.as_str())),
         };
+        let memory = reservation(&plan)?;
         let holding = self.hold(None).ok_or_else(|| Error::not_running(vm.as_str()))?;
-        Ok(Away::Off { plan, detached, holding })
+        Ok(Away::Off { plan, detached, memory, holding })
     }
 
     /// Lets the member run again, unless it does or nobody wants it any more.
@@ -64,12 +68,12 @@ impl State {
         vm: &Name,
         away: Away,
     ) -> Result<()> {
-        let (plan, detached, holding) = match away {
+        let (plan, detached, kept) = match away {
             Away::Paused => return self.run_on(vm).await,
-            Away::Off { plan, detached, holding } => (plan, detached, holding),
+            Away::Off { plan, detached, memory, holding } => (plan, detached, (memory, holding)),
         };
         let back = self.boot_again(vm, *plan, detached).await;
-        drop(holding);
+        drop(kept);
         back
     }
 

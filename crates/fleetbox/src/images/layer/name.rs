@@ -51,6 +51,11 @@ pub(crate) fn resolve(paths: &Paths, reference: &str, arch: Arch) -> Result<Opti
     Ok(Some(layer.image(paths, reference)))
 }
 
+/// Whether the reference is one of a derived image, or looks like it.
+pub(in crate::images) fn is_reference(paths: &Paths, reference: &str, arch: Arch) -> bool {
+    reference.starts_with(PREFIX) || named(paths, reference, arch).is_some()
+}
+
 /// Refuses what fake machines made: there is no disk to it.
 pub(in crate::images) fn for_guests(image: CachedImage) -> Result<CachedImage> {
     if image.path.as_os_str().is_empty() {

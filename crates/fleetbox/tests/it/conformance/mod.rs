@@ -12,6 +12,7 @@ mod files;
 mod machine;
 mod net_faults;
 mod network;
+mod snapshots;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
