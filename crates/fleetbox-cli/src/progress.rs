@@ -79,6 +79,7 @@ impl Line {
                 let total = self.began.elapsed().as_secs_f64();
                 self.say(&match &self.bars {
                     Some(_) => format!("{}: ready      {total:>6.1} s", self.name),
+                    None if self.over.is_empty() => format!("{}: ready", self.name),
                     None => format!(
                         "{}: ready after {total:.1} s ({})",
                         self.name,

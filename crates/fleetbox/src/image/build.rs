@@ -166,7 +166,7 @@ impl<'a> Plan<'a> {
             }
         };
         let name = format!("build-{}x", random::hex::<4>()?);
-        let vm = self.builder(&name).image(reference).warm(true).start().await?;
+        let vm = self.builder(&name).image(reference).warm(first == 0).start().await?;
         if vm.backend().has_guest() && vm.record().image_digest != digest {
             return Err(self.changed("the image it begins with"));
         }
@@ -240,7 +240,10 @@ impl<'a> Plan<'a> {
             copy_running(vm, &dir.join(&top)).await?;
             guest::remember(vm).await?;
         } else {
-            builder.vm = self.copy_stopped(vm, &dir.join(&top)).await?;
+            let is_last = at + 1 == self.steps.len();
+            if let Some(again) = self.copy_stopped(vm, &dir.join(&top), is_last).await? {
+                builder.vm = again;
+            }
         }
         let record = builder.vm.record();
         let layer = Layer {
@@ -274,17 +277,20 @@ impl<'a> Plan<'a> {
         kernel::extract(self.paths, &image, &self.progress).await.map(drop)
     }
 
-    /// The disk of a machine that cannot be copied while it runs: it is stopped meanwhile. Returns the
-    /// same machine, started again.
-    async fn copy_stopped(&self, vm: &Vm, target: &Path) -> Result<Vm> {
+    /// Copies the disk of a machine that cannot be copied while it runs, and stops it for that. Returns the
+    /// same machine, started again unless it is not needed any more.
+    async fn copy_stopped(&self, vm: &Vm, target: &Path, is_last: bool) -> Result<Option<Vm>> {
         let _holder = Client::new(vm.cluster_paths().socket()).hold_alone().await?;
         vm.stop_within(STOP_GRACE).await?;
         let from = vm.cluster_paths().member(&vm.record().name).disk();
         let to = target.to_owned();
         work::run("copy a disk", move |_| images::qcow2::copy(&from, &to)).await?;
+        if is_last {
+            return Ok(None);
+        }
         let again = self.builder(vm.name()).image(vm.record().spec.image.clone()).start().await?;
         guest::settle(&again).await?;
-        Ok(again)
+        Ok(Some(again))
     }
 
     fn changed(&self, what: &str) -> Error {
