@@ -37,11 +37,14 @@ pub(super) async fn build(image: Image) -> Result<ImageInfo> {
         plan.make(at).await?;
     }
     drop(locks);
-    let last = plan.steps.last().and_then(|step| Layer::find(&paths, &step.key));
-    let layer = last.ok_or_else(|| {
+    let removed = || {
         Error::new(ErrorKind::Conflict, format!("build the image {}", plan.label))
             .hint("its layers were removed meanwhile: build it again")
-    })?;
+    };
+    let last = plan.steps.last().ok_or_else(removed)?;
+    // Nobody removes it until it is named and there is room.
+    let _kept = lock::lock(&layer::lock_path(&paths, &last.key), || ()).await?;
+    let layer = Layer::find(&paths, &last.key).ok_or_else(removed)?;
     layer::touch_key(&paths, &layer.key)?;
     if let Some(name) = &plan.image.name {
         layer::set_name(&paths, name, &layer)?;
@@ -166,6 +169,7 @@ impl<'a> Plan<'a> {
             }
         };
         let name = format!("build-{}x", random::hex::<4>()?);
+        // A golden machine of the image serves others; one of a layer in between, hardly.
         let vm = self.builder(&name).image(reference).warm(first == 0).start().await?;
         if vm.backend().has_guest() && vm.record().image_digest != digest {
             return Err(self.changed("the image it begins with"));
@@ -260,6 +264,7 @@ impl<'a> Plan<'a> {
             layers: std::iter::once(top).chain(record.layers.clone()).collect(),
             created_at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         };
+        layer.write(self.paths)?;
         if builder.vm.backend().has_guest() {
             let of = is_same.then_some(builder.started_on.as_str());
             self.take_kernel(&layer, &dir, of).await?;

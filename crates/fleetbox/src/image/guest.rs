@@ -40,7 +40,7 @@ if [ -f /var/lib/dbus/machine-id ] && [ ! -L /var/lib/dbus/machine-id ]; then
     cp -a /var/lib/dbus/machine-id $aside/dbus
     rm /var/lib/dbus/machine-id
 fi
-[ ! -e $aside/hosts ] || grep -vwF -- "$(hostname)" $aside/hosts > /etc/hosts || :
+[ ! -e $aside/hosts ] || grep -vwF -- "$(uname -n)" $aside/hosts > /etc/hosts || :
 [ ! -e $aside/hostname ] || echo localhost > /etc/hostname
 systemctl stop systemd-random-seed.service 2>/dev/null || :
 rm -f /var/lib/systemd/random-seed

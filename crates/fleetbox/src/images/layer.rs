@@ -21,7 +21,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::cache::{absent_is_fine, read_small};
+use super::cache::read_small;
 use super::{CachedImage, ImageInfo, ImageState};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Arch;
@@ -126,17 +126,22 @@ impl Layer {
         }
     }
 
-    /// Makes it one: its record, then its name. The files are in the directory that [`half_made`] gave;
-    /// the caller has its lock.
-    pub(crate) fn commit(&self, paths: &Paths) -> Result<()> {
+    /// Writes its record, which makes whoever finds it half made know what belongs to it. Its files are
+    /// in the directory that [`half_made`] gave; the caller has its lock.
+    pub(crate) fn write(&self, paths: &Paths) -> Result<()> {
         let half_made = paths.layers().join(format!("{HALF_MADE}{}", self.key));
-        touch(&half_made)?;
         let json = serde_json::to_vec_pretty(self)
             .map_err(|e| Error::new(ErrorKind::Internal, "write a layer's record").source(e))?;
         write_atomic(&half_made.join("layer.json"), &json)?;
+        touch(&half_made)
+    }
+
+    /// Makes it one.
+    pub(crate) fn commit(&self, paths: &Paths) -> Result<()> {
         let dir = dir(paths, &self.key);
         // One that is there is of no use, or it would not be made.
-        remove_dir(&dir)?;
+        remove::clear(paths, &dir)?;
+        let half_made = paths.layers().join(format!("{HALF_MADE}{}", self.key));
         std::fs::rename(&half_made, &dir).map_err(|e| Error::io("make", &dir, e))
     }
 }
@@ -153,7 +158,7 @@ pub(crate) fn lock_path(paths: &Paths, key: &str) -> PathBuf {
 /// An empty directory for the files of a layer that is made. The caller has its lock.
 pub(crate) fn half_made(paths: &Paths, key: &str) -> Result<PathBuf> {
     let dir = paths.layers().join(format!("{HALF_MADE}{key}"));
-    remove_dir(&dir)?;
+    remove::clear(paths, &dir)?;
     make_private_dir(&dir)?;
     Ok(dir)
 }
@@ -190,10 +195,6 @@ fn bytes(dir: &Path, counted: impl Fn(&std::fs::Metadata) -> bool) -> u64 {
     let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
     let found = entries.flatten().filter_map(|entry| entry.metadata().ok());
     found.filter(|m| m.is_file() && counted(m)).map(|m| m.blocks().saturating_mul(512)).sum()
-}
-
-fn remove_dir(dir: &Path) -> Result<()> {
-    absent_is_fine("remove", dir, std::fs::remove_dir_all(dir))
 }
 
 /// Gives the directory the layers, each under its own name.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::name::{PREFIX, key_of, names};
-use super::{GONE, HALF_MADE, Layer, all, bytes, dir, keys, lock_path, remove_dir};
+use super::{GONE, HALF_MADE, Layer, all, bytes, dir, keys, lock_path};
 use crate::error::Result;
 use crate::images::cache::absent_is_fine;
 use crate::spec::Arch;
@@ -71,19 +71,24 @@ async fn remove_waiting(paths: &Paths, key: &str) -> Result<u64> {
 fn remove_locked(paths: &Paths, key: &str) -> Result<u64> {
     let (dir, gone) = (dir(paths, key), paths.layers().join(format!("{GONE}{key}")));
     let freed_bytes = bytes(&dir, |m| m.nlink() == 1);
-    let digest = Layer::read(&dir).map(|layer| layer.digest);
-    remove_dir(&gone)?;
+    clear(paths, &gone)?;
     absent_is_fine("remove", &dir, std::fs::rename(&dir, &gone))?;
-    remove_dir(&gone)?;
-    if let Some(digest) = digest
-        && !has_machines(paths, &digest)?
-    {
-        let kernel = paths.kernels().join(digest);
-        absent_is_fine("remove", &kernel, std::fs::remove_dir_all(&kernel))?;
-    }
+    clear(paths, &gone)?;
     let lock_path = lock_path(paths, key);
     absent_is_fine("remove", &lock_path, std::fs::remove_file(&lock_path))?;
     Ok(freed_bytes)
+}
+
+/// Removes a layer's directory, and before that the kernel that was taken out of it, unless a machine
+/// needs that.
+pub(super) fn clear(paths: &Paths, dir: &Path) -> Result<()> {
+    if let Some(layer) = Layer::read(dir)
+        && !has_machines(paths, &layer.digest)?
+    {
+        let kernel = paths.kernels().join(layer.digest);
+        absent_is_fine("remove", &kernel, std::fs::remove_dir_all(&kernel))?;
+    }
+    absent_is_fine("remove", dir, std::fs::remove_dir_all(dir))
 }
 
 /// Whether a VM was made of the layer of that digest: it boots its kernel.
@@ -123,7 +128,7 @@ pub(crate) fn remove_half_made(paths: &Paths) -> Result<Vec<PathBuf>> {
         if let Some(key) = key
             && let Some(_held) = lock::try_lock(&lock_path(paths, key))?
         {
-            remove_dir(&entry.path())?;
+            clear(paths, &entry.path())?;
             removed.push(entry.path());
         }
     }

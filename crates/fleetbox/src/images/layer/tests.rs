@@ -1,6 +1,9 @@
 use super::*;
 use crate::images::{list_at, remove_at};
+use crate::spec::VmSpec;
 use crate::store::lock;
+use crate::store::paths::MemberPaths;
+use crate::store::record::VmRecord;
 
 const ARCH: Arch = Arch::X86_64;
 
@@ -47,6 +50,7 @@ impl Home {
             layers: std::iter::once(own).chain(names).collect(),
             created_at: String::new(),
         };
+        layer.write(&self.paths).unwrap();
         layer.commit(&self.paths).unwrap();
         layer
     }
@@ -117,6 +121,15 @@ async fn removal_takes_what_only_that_image_needs_and_leaves_what_lies_on_it_who
     std::fs::create_dir(&vm).unwrap();
     link(&one.image(paths, "one").layers, &vm).unwrap();
 
+    let kernels = [&one, &two].map(|layer| paths.kernels().join(&layer.digest));
+    for kernel in &kernels {
+        std::fs::create_dir_all(kernel).unwrap();
+    }
+    let member = paths.clusters().join("vm/vm");
+    std::fs::create_dir_all(&member).unwrap();
+    let record = VmRecord::described(&VmSpec::default()).unwrap();
+    let record = VmRecord { image_digest: one.digest.clone(), ..record };
+    record.write(&MemberPaths::at(member)).unwrap();
     let freed_bytes = remove_at(paths, "one", false).await.unwrap();
     assert!(freed_bytes < 8192, "a VM has its file: {freed_bytes}");
     assert!(Layer::find(paths, &one.key).is_none() && Layer::find(paths, &low.key).is_some());
@@ -127,6 +140,7 @@ async fn removal_takes_what_only_that_image_needs_and_leaves_what_lies_on_it_who
     let freed_bytes = remove_at(paths, &two.reference(), false).await.unwrap();
     assert!(freed_bytes >= 8192, "{freed_bytes}");
     assert!(Layer::find(paths, &low.key).is_none(), "nobody needs it any more");
+    assert_eq!(kernels.map(|kernel| kernel.exists()), [true, false], "a VM boots the first");
     let error = remove_at(paths, "one", false).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
