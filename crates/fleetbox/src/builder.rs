@@ -125,7 +125,7 @@ impl VmBuilder {
     }
 
     /// From a saved machine, which is as it was.
-    pub(crate) fn from_saved(mut self, spec: &VmSpec, origin: Origin) -> Self {
+    pub(crate) fn restored(mut self, spec: &VmSpec, origin: Origin) -> Self {
         if !self.spec_given {
             self.spec = spec.clone();
         }

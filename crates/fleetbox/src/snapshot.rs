@@ -148,7 +148,7 @@ impl Snapshot {
             .hint("fork it as a cluster"));
         };
         let origin = self.origin(&member.record.name)?;
-        Ok(VmBuilder::new(vm.into()).from_saved(&member.record.spec, origin))
+        Ok(VmBuilder::new(vm.into()).restored(&member.record.spec, origin))
     }
 
     /// Describes a cluster whose members come back from the snapshot's when it is started, all as they
@@ -171,7 +171,7 @@ impl Snapshot {
         for (name, origin, member) in members {
             let (index, spec) = (member.record.index, member.record.spec.clone());
             builder = builder.member(name.to_string(), move |vm| {
-                vm.from_saved(&spec, origin.clone()).at_index(index)
+                vm.restored(&spec, origin.clone()).at_index(index)
             });
         }
         Ok(builder)
