@@ -1,3 +1,5 @@
+//! Layers on disk: what makes one, what it is called, and what goes when one is removed.
+
 use super::*;
 use crate::images::{list_at, remove_at};
 use crate::spec::VmSpec;
@@ -59,6 +61,23 @@ impl Home {
         let derived = list_at(&self.paths).into_iter().filter(|i| i.state == ImageState::Derived);
         derived.map(|image| image.reference).collect()
     }
+}
+
+/// A record of format 1, kept for ever.
+const SAMPLE: &str = r#"{"format": 1, "key": "abc", "digest": "def", "parent": null, "from": "debian-12",
+    "step": "run true", "arch": "x86_64", "disk_gib": 20, "image_path": "/i.raw",
+    "image_stamp": {"size_bytes": 5, "modified_ns": 7}, "layers": ["layer-1.qcow2"],
+    "created_at": "2026-11-24T20:00:00Z"}"#;
+
+#[test]
+fn an_old_record_still_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("layer.json"), SAMPLE).unwrap();
+    let layer = Layer::read(dir.path()).unwrap();
+    assert_eq!((layer.from.as_str(), layer.layers.len()), ("debian-12", 1));
+    assert_eq!(layer.reference(), "derived:abc");
+    std::fs::write(dir.path().join("layer.json"), SAMPLE.replace(": 1,", ": 2,")).unwrap();
+    assert_eq!(Layer::read(dir.path()), None, "of a newer release");
 }
 
 #[test]
