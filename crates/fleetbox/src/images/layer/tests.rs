@@ -40,7 +40,7 @@ impl Home {
         let names = parent.map(|parent| parent.layers.clone()).unwrap_or_default();
         let layer = Layer {
             format: FORMAT,
-            digest: key.replace(digit, "f"),
+            digest: format!("{}{}", &key[..32], "f".repeat(32)),
             key,
             parent: parent.map(|parent| parent.key.clone()),
             from: "debian-12".into(),
