@@ -275,6 +275,13 @@ impl Error {
         self
     }
 
+    /// Makes it the error of something larger, which is named before it, and not of the VM it took.
+    pub(crate) fn within(mut self, what: &str) -> Self {
+        self.inner.message = format!("{what}: {}", self.inner.message);
+        self.inner.vm = None;
+        self
+    }
+
     /// Several lines shown below the message: a console's tail, a monitor's last words.
     #[must_use]
     pub(crate) fn detail(mut self, detail: impl Into<String>) -> Self {

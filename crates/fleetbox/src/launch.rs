@@ -11,6 +11,7 @@ mod restore;
 mod revert;
 mod spawn;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub(crate) use self::request::{Origin, StartRequest, Trail};
@@ -240,7 +241,8 @@ async fn prepare(
     if let Some(record) = known {
         ignore_options(&request, record);
     }
-    let image = image(paths, &request, like, &choice).await?;
+    let layers = layers(paths, known, named.as_ref());
+    let image = image(paths, &request, like, layers, &choice).await?;
     let start = plan::start_of(choice, image.as_ref(), &request.progress)?;
     let saved = match named {
         None if known.is_none() && request.origin == Origin::Warm => {
@@ -363,21 +365,27 @@ fn on_or_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
 
-/// An image and what boots it.
-type Bootable = (CachedImage, BootSource);
+/// An image and what boots it; nothing boots a fake machine's.
+type Bootable = (CachedImage, Option<BootSource>);
 
 /// The VM's image: of an existing VM the one its disk lies on, else the one asked for. The fake
-/// backend reads nothing of an image.
+/// backend reads nothing of an image but what was derived from one by fake machines.
 async fn image(
     paths: &Paths,
     request: &StartRequest,
     known: Option<&VmRecord>,
+    layers: Vec<PathBuf>,
     choice: &Choice,
 ) -> Result<Option<Bootable>> {
+    let (progress, spec) = (&request.progress, &request.spec);
     if choice.backend == Backend::Fake {
-        return Ok(None);
+        let derived = match known {
+            None => images::layer::resolve(paths, &spec.image, spec.arch)?,
+            Some(_) => None,
+        };
+        let fake = derived.filter(|image| image.path.as_os_str().is_empty());
+        return Ok(fake.map(|image| (image, None)));
     }
-    let progress = &request.progress;
     let image = match known {
         Some(record) => {
             record.check_image()?;
@@ -387,12 +395,25 @@ async fn image(
                 digest: record.image_digest.clone(),
                 size_bytes: record.image_stamp.size_bytes,
                 arch: record.spec.arch,
+                layers,
             }
         }
-        None => images::resolve(paths, &request.spec.image, request.spec.arch, progress).await?,
+        None => images::resolve(paths, &spec.image, spec.arch, progress).await?,
     };
     let source = kernel::extract(paths, &image, progress).await?;
-    Ok(Some((image, source)))
+    Ok(Some((image, Some(source))))
+}
+
+/// What the disk of a VM that is known lies on: its own files, or those of what it comes from.
+fn layers(paths: &Paths, known: Option<&VmRecord>, saved: Option<&Saved>) -> Vec<PathBuf> {
+    match (known, saved) {
+        (Some(record), _) => {
+            let member = paths.cluster(&record.cluster).member(&record.name);
+            record.layers.iter().map(|layer| member.layer(layer)).collect()
+        }
+        (None, Some(saved)) => saved.layers(),
+        (None, None) => Vec::new(),
+    }
 }
 
 /// A VM and what starts it.

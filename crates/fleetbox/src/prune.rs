@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, Result};
 use crate::holder::cleanup;
+use crate::images::layer;
 use crate::snapshot;
 use crate::store::memory;
 use crate::store::paths::{ClusterPaths, Paths};
@@ -15,7 +16,7 @@ const PROBE_AGE: Duration = Duration::from_mins(1);
 
 /// Removes what killed processes left in the state root: sockets nobody listens at, VMs half made or
 /// half removed, throw-away VMs whose holder is gone, clusters without members, memory reserved for
-/// machines that are gone. Returns what it
+/// machines that are gone, layers of images half made. Returns what it
 /// removed.
 ///
 /// There is rarely anything: the kernel ends a dead holder's machines and interfaces, its warden tidies
@@ -53,6 +54,7 @@ fn sweep_all(paths: &Paths) -> Result<Vec<PathBuf>> {
             removed.extend(cleanup::sweep_if_free(&ClusterPaths::at(dir))?);
         }
     }
+    removed.extend(layer::remove_half_made(paths)?);
     Ok(removed)
 }
 

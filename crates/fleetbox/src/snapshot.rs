@@ -18,6 +18,7 @@ use crate::builder::VmBuilder;
 use crate::cluster::{Cluster, ClusterBuilder};
 use crate::env;
 use crate::error::{Error, ErrorKind, Result};
+use crate::images::layer;
 use crate::launch::Origin;
 use crate::listing;
 use crate::spec::Name;
@@ -323,26 +324,40 @@ fn in_use(name: &str) -> Error {
         .hint("machines that came from it run on its memory: stop them first")
 }
 
-/// Removes the least recently used that nobody uses until all together take no more than
-/// `FLEETBOX_CACHE_GIB`, if that is set; the one just made stays.
-pub(crate) fn keep_within_budget(paths: &Paths, made: &SnapshotPaths) -> Result<()> {
+/// Removes the least recently used that nobody uses, layers of images included, until all together take
+/// no more than `FLEETBOX_CACHE_GIB`, if that is set; what was just made stays.
+pub(crate) fn keep_within_budget(paths: &Paths, made: &Path) -> Result<()> {
     let Some(budget_bytes) = env::cache_bytes()? else { return Ok(()) };
     let mut kept = Vec::new();
     for dir in [paths.snapshots(), paths.goldens()] {
-        kept.extend(names(&dir)?.into_iter().map(|name| SnapshotPaths::at(dir.join(name))));
+        let saved = names(&dir)?.into_iter().map(|name| SnapshotPaths::at(dir.join(name)));
+        kept.extend(saved.map(|saved| (last_used(&saved), saved.dir().to_owned(), Kept::Saved)));
     }
-    kept.sort_by_key(|paths| std::cmp::Reverse(last_used(paths)));
+    let layers = layer::kept(paths).into_iter();
+    kept.extend(layers.map(|(dir, used, may_go)| (used, dir, Kept::Layer { may_go })));
+    kept.sort_by_key(|(used, ..)| std::cmp::Reverse(*used));
     let (mut seen, mut bytes) = (HashSet::new(), 0);
-    for paths in kept {
-        bytes += disk_bytes(paths.dir(), &mut seen)?;
-        if bytes > budget_bytes && paths.dir() != made.dir() {
-            match remove(&paths) {
+    for (_, dir, kind) in kept {
+        bytes += disk_bytes(&dir, &mut seen)?;
+        if bytes <= budget_bytes || dir == made {
+            continue;
+        }
+        match kind {
+            Kept::Saved => match remove(&SnapshotPaths::at(dir)) {
                 Err(e) if e.kind() == ErrorKind::Conflict => {}
                 removed => removed?,
-            }
+            },
+            Kept::Layer { may_go: true } => layer::evict(paths, &dir)?,
+            Kept::Layer { may_go: false } => {}
         }
     }
     Ok(())
+}
+
+/// What takes room and may be made anew.
+enum Kept {
+    Saved,
+    Layer { may_go: bool },
 }
 
 /// Removes what killed processes left of snapshots they were making or removing. The caller has the lock

@@ -16,6 +16,8 @@ mod cluster;
 mod commands;
 #[cfg(feature = "unstable-fake")]
 mod copies;
+#[cfg(feature = "unstable-fake")]
+mod derived;
 mod fault;
 mod home;
 mod host;

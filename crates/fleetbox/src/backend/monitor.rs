@@ -72,8 +72,12 @@ fn run(plan: &BootPlan, arguments: &[String], fds: Vec<(OwnedFd, RawFd)>) -> io:
         .open(&plan.vmm_log)?;
     writeln!(&log, "{} {}", plan.program.display(), arguments.join(" "))?;
     #[expect(clippy::disallowed_methods, reason = "a backend starts its monitor")]
-    let mut command = std::process::Command::new(&plan.program);
+    let mut command = std::process::Command::new(std::path::absolute(&plan.program)?);
     command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    // Layers are named without a directory; cloud-hypervisor opens them from where it runs.
+    if let (false, Some(dir)) = (plan.layers.is_empty(), plan.disk.parent()) {
+        command.current_dir(dir);
+    }
     crate::sys::fd::inherit(&mut command, fds);
     Command::from(command).kill_on_drop(true).spawn()
 }

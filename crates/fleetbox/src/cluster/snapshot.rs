@@ -50,7 +50,7 @@ impl Cluster {
             let (snapshot, vm_name) = (name.clone(), Name::new(vm.name())?);
             vm.note_snapshot(SnapshotOf { snapshot, vm: vm_name })?;
         }
-        snapshot::keep_within_budget(&paths, &target)?;
+        snapshot::keep_within_budget(&paths, target.dir())?;
         Ok(Snapshot::of(name.to_string(), target, record, false))
     }
 }

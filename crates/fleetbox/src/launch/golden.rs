@@ -88,7 +88,7 @@ async fn find_or_make(
         Ok(()) => {
             // What is used is kept.
             let made = usable(&dir, request);
-            snapshot::keep_within_budget(paths, &dir)?;
+            snapshot::keep_within_budget(paths, dir.dir())?;
             Ok(made)
         }
         Err(e) if matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::Unsupported) => {

@@ -35,7 +35,7 @@ impl Vm {
         let saved = snapshot::save(cluster, vec![Source::of(self)], None, false, &target).await;
         let record = saved.map_err(|e| self.mine(e))?;
         self.note_snapshot(SnapshotOf { snapshot: name.clone(), vm: self.record().name.clone() })?;
-        snapshot::keep_within_budget(&paths, &target)?;
+        snapshot::keep_within_budget(&paths, target.dir())?;
         Ok(Snapshot::of(name.to_string(), target, record, false))
     }
 

@@ -43,8 +43,10 @@ pub(super) fn arguments(plan: &BootPlan, landlock: bool) -> Vec<String> {
     if landlock {
         args.push("--landlock".to_owned());
         // It allows the files it is told of, not those a disk lies on.
-        let rule = format!("path={},access=r", text(&plan.image));
-        args.extend(["--landlock-rules".to_owned(), rule]);
+        for below in [&plan.image].into_iter().chain(&plan.layers) {
+            let rule = format!("path={},access=r", text(below));
+            args.extend(["--landlock-rules".to_owned(), rule]);
+        }
     }
     args
 }
@@ -89,6 +91,13 @@ mod tests {
     fn where_the_kernel_can_it_is_confined_to_its_files_and_the_image() {
         let line = arguments(&plan(), true).join(" ");
         assert!(line.ends_with("--landlock --landlock-rules path=/cache/debian.raw,access=r"));
+    }
+
+    #[test]
+    fn layers_may_be_read_too() {
+        let plan = BootPlan { layers: vec!["/vm/layer-1.qcow2".into()], ..plan() };
+        let line = arguments(&plan, true).join(" ");
+        assert!(line.ends_with("--landlock-rules path=/vm/layer-1.qcow2,access=r"), "{line}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod args;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -150,6 +151,13 @@ impl Machine for CloudHypervisor {
         together.fail();
         Box::pin(async {
             Err(Error::new(ErrorKind::Unsupported, "save a machine: cloud-hypervisor cannot yet"))
+        })
+    }
+
+    fn copy_disk<'a>(&'a self, _target: &'a Path) -> Asked<'a, ()> {
+        Box::pin(async {
+            let what = "copy the disk of a machine that runs: cloud-hypervisor cannot yet";
+            Err(Error::new(ErrorKind::Unsupported, what))
         })
     }
 
