@@ -252,6 +252,16 @@ fn names(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// The snapshots with a name that lie on that raw image.
+pub(crate) fn on_image(paths: &Paths, raw: &Path) -> Vec<String> {
+    // What cannot be read cannot be restored either.
+    let named = all(&paths.snapshots(), false).unwrap_or_default().into_iter().flatten();
+    let lies = |snapshot: &Snapshot| {
+        snapshot.record.members.iter().any(|member| member.record.image_path == raw)
+    };
+    named.filter(lies).map(|snapshot| snapshot.name).collect()
+}
+
 pub(crate) fn not_found(paths: &Paths, name: &Name) -> Error {
     let known = names(&paths.snapshots()).unwrap_or_default();
     let hint = match listing::nearest(name.as_str(), known.iter().map(String::as_str)) {

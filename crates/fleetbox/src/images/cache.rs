@@ -171,7 +171,8 @@ impl Slot {
         Ok(freed)
     }
 
-    /// The VMs whose disk is backed by this one, and the derived images that lie on it.
+    /// The VMs whose disk is backed by this one, and the derived images and snapshots that lie on it;
+    /// golden machines are made anew.
     pub(super) fn users(&self, paths: &Paths) -> Vec<String> {
         let raw = self.raw();
         let mut users = Vec::new();
@@ -187,6 +188,8 @@ impl Slot {
         }
         let images = super::layer::on_image(paths, &raw);
         users.extend(images.into_iter().map(|image| format!("the image {image}")));
+        let snapshots = crate::snapshot::on_image(paths, &raw);
+        users.extend(snapshots.into_iter().map(|name| format!("the snapshot {name}")));
         users.sort();
         users
     }
