@@ -143,7 +143,6 @@ impl ErrorKind {
             | K::UnknownImage
             | K::NotFound
             | K::NotRunning
-            | K::SnapshotUnusable
             | K::Conflict => Fault::Request,
             K::BootFailed
             | K::Connect
@@ -164,6 +163,7 @@ impl ErrorKind {
             | K::HostUnsupported
             | K::BackendUnavailable
             | K::Unsupported
+            | K::SnapshotUnusable
             | K::ClustersUnsupported
             | K::HolderUnavailable
             | K::HolderDied

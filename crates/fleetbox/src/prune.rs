@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use crate::error::{Error, Result};
 use crate::holder::cleanup;
 use crate::images::layer;
+use crate::snapshot;
 use crate::store::memory;
 use crate::store::paths::{ClusterPaths, Paths};
 
@@ -43,6 +44,9 @@ fn sweep_all(paths: &Paths) -> Result<Vec<PathBuf>> {
     let mut removed = memory::sweep(paths)?;
     for cluster in directories(&paths.clusters())? {
         removed.extend(cleanup::sweep_if_free(&ClusterPaths::at(cluster))?);
+    }
+    for dir in [paths.snapshots(), paths.goldens()] {
+        removed.extend(snapshot::remove_half_made(&dir)?);
     }
     for dir in directories(paths.root())? {
         let is_probe = dir.file_name().is_some_and(|n| n.to_string_lossy().starts_with(".probe-"));

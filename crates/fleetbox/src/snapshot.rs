@@ -292,8 +292,8 @@ pub(crate) fn remove(paths: &SnapshotPaths) -> Result<()> {
     let dir = paths.dir();
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut taken = Vec::new();
-    for vm in names(dir)? {
-        let memory = paths.member(&Name::new(&vm)?).memory();
+    for vm in names(dir)?.iter().filter_map(|vm| Name::new(vm).ok()) {
+        let memory = paths.member(&vm).memory();
         if memory.exists() {
             let Some(lock) = lock::try_lock(&memory)? else { return Err(in_use(&name)) };
             taken.push(lock);
@@ -325,8 +325,8 @@ fn in_use(name: &str) -> Error {
 }
 
 /// Removes the least recently used that nobody uses, layers of images included, until all together take
-/// no more than `FLEETBOX_CACHE_GIB`, if that is set.
-pub(crate) fn keep_within_budget(paths: &Paths) -> Result<()> {
+/// no more than `FLEETBOX_CACHE_GIB`, if that is set; what was just made stays.
+pub(crate) fn keep_within_budget(paths: &Paths, made: &Path) -> Result<()> {
     let Some(budget_bytes) = env::cache_bytes()? else { return Ok(()) };
     let mut kept = Vec::new();
     for dir in [paths.snapshots(), paths.goldens()] {
@@ -339,7 +339,7 @@ pub(crate) fn keep_within_budget(paths: &Paths) -> Result<()> {
     let (mut seen, mut bytes) = (HashSet::new(), 0);
     for (_, dir, kind) in kept {
         bytes += disk_bytes(&dir, &mut seen)?;
-        if bytes <= budget_bytes {
+        if bytes <= budget_bytes || dir == made {
             continue;
         }
         match kind {

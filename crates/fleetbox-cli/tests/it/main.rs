@@ -42,6 +42,7 @@ mod real;
 mod routable;
 mod run;
 mod shell;
+mod warm;
 #[cfg(feature = "unstable-fake")]
 mod sudo;
 #[cfg(feature = "unstable-fake")]

@@ -49,7 +49,7 @@ pub(super) async fn build(image: Image) -> Result<ImageInfo> {
     if let Some(name) = &plan.image.name {
         layer::set_name(&paths, name, &layer)?;
     }
-    snapshot::keep_within_budget(&paths)?;
+    snapshot::keep_within_budget(&paths, &layer::dir(&paths, &layer.key))?;
     plan.progress.send(Progress::Ready);
     let reference = plan.image.name.clone().unwrap_or_else(|| layer.reference());
     Ok(layer.describe(&paths, &reference))

@@ -146,7 +146,7 @@ impl Layer {
     }
 }
 
-fn dir(paths: &Paths, key: &str) -> PathBuf {
+pub(crate) fn dir(paths: &Paths, key: &str) -> PathBuf {
     paths.layers().join(key)
 }
 

@@ -34,7 +34,7 @@ pub(crate) async fn revert(
     };
     let saved = restore::named(&paths, of)?;
     let choice = choose(&paths, &request, Some(&record)).await?;
-    let layers = layers(Some(&record), None, &member);
+    let layers = layers(&paths, Some(&record), None);
     let image = image(&paths, &request, Some(&record), layers, &choice).await?;
     let start = plan::start_of(choice, image.as_ref(), &request.progress)?;
     saved.check(&start)?;

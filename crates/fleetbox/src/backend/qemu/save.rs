@@ -21,6 +21,7 @@ use super::args::{DISK_NODE, Memory};
 use super::{QemuMachine, migration, start};
 use crate::backend::{BootPlan, SavePlan, Saved, Together, monitor};
 use crate::error::{Error, ErrorKind, Result};
+use crate::images::space;
 
 pub(super) async fn save(
     machine: &QemuMachine,
@@ -154,8 +155,18 @@ fn sync(file: &Path) -> io::Result<()> {
     std::fs::File::open(file)?.sync_all()
 }
 
+/// A monitor whose memory's file finds no room is killed, and cannot say why.
+const ROOM_BYTES_MIN: u64 = 64 << 20;
+
+fn has_no_room(plan: &SavePlan) -> bool {
+    let dir = plan.memory.parent().unwrap_or(Path::new("/"));
+    std::fs::File::open(dir).ok().is_some_and(|open| {
+        space::free_bytes_of(open, dir).is_ok_and(|free_bytes| free_bytes < ROOM_BYTES_MIN)
+    })
+}
+
 fn failed(source: io::Error, plan: &SavePlan) -> Error {
-    let full = is_full(&source);
+    let full = is_full(&source) || has_no_room(plan);
     let kind = if full { ErrorKind::NoSpace } else { ErrorKind::HolderDied };
     let error = Error::new(kind, format!("save the machine to {}", plan.memory.display()))
         .vm(plan.vm.as_str())
