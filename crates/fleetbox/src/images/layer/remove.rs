@@ -118,18 +118,26 @@ pub(crate) fn evict(paths: &Paths, dir: &Path) -> Result<()> {
     }
 }
 
-/// Removes what killed processes left of layers they were making or removing. Returns what it removed.
+/// Removes what killed processes left of layers they were making or removing, and locks of layers that
+/// were never made. Returns what was left, locks aside.
 pub(crate) fn remove_half_made(paths: &Paths) -> Result<Vec<PathBuf>> {
     let Ok(entries) = std::fs::read_dir(paths.layers()) else { return Ok(Vec::new()) };
-    let mut removed = Vec::new();
+    let (mut removed, mut locks) = (Vec::new(), Vec::new());
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
+        locks.extend(name.strip_suffix(".lock").map(str::to_owned));
         let key = name.strip_prefix(HALF_MADE).or_else(|| name.strip_prefix(GONE));
         if let Some(key) = key
             && let Some(_held) = lock::try_lock(&lock_path(paths, key))?
         {
             clear(paths, &entry.path())?;
             removed.push(entry.path());
+        }
+    }
+    for key in locks.into_iter().filter(|key| !dir(paths, key).exists()) {
+        let path = lock_path(paths, &key);
+        if let Some(_held) = lock::try_lock(&path)? {
+            absent_is_fine("remove", &path, std::fs::remove_file(&path))?;
         }
     }
     Ok(removed)

@@ -202,11 +202,14 @@ fn what_killed_processes_left_goes_and_what_is_worked_on_stays() {
     let paths = &home.paths;
     let whole = home.layer('a', None);
     half_made(paths, &key('b')).unwrap();
+    drop(lock::try_lock(&lock_path(paths, &key('b'))).unwrap());
     half_made(paths, &key('c')).unwrap();
     std::fs::create_dir(paths.layers().join(format!("{GONE}{}", key('d')))).unwrap();
     let _made = lock::try_lock(&lock_path(paths, &key('c'))).unwrap().unwrap();
     assert_eq!(remove_half_made(paths).unwrap().len(), 2);
     assert!(paths.layers().join(format!("{HALF_MADE}{}", key('c'))).exists());
+    let locks = ['a', 'b', 'c'].map(|digit| lock_path(paths, &key(digit)).exists());
+    assert_eq!(locks, [true, false, true], "of a layer, of none, and held");
     assert!(Layer::find(paths, &whole.key).is_some());
     let kept: Vec<bool> = kept(paths).into_iter().map(|(_, _, may_go)| may_go).collect();
     assert_eq!(kept, [true]);
