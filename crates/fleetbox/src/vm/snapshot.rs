@@ -19,9 +19,10 @@ impl Vm {
     /// Dropped before it is done, it leaves no snapshot, and a machine that runs on.
     ///
     /// # Errors
-    /// [`ErrorKind::NotRunning`]; [`ErrorKind::Conflict`] if there is a snapshot of that name;
-    /// [`ErrorKind::Unsupported`] if the backend [cannot](crate::Capabilities) save machines;
-    /// [`ErrorKind::NoSpace`].
+    /// [`ErrorKind::NotRunning`](crate::ErrorKind::NotRunning);
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) if there is a snapshot of that name;
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if the backend
+    /// [cannot](crate::Capabilities) save machines; [`ErrorKind::NoSpace`](crate::ErrorKind::NoSpace).
     pub async fn snapshot(&self, name: &str) -> Result<Snapshot> {
         let name = Name::new(name)?;
         env::cache_bytes()?;
