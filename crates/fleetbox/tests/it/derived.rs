@@ -77,6 +77,11 @@ mod fake {
             move |vm| vm.backend(Backend::Fake).image(image),
             async move |vm: Vm| assert_eq!(vm.ssh("cat mark").await.unwrap(), told),
         );
+        // It started warm, from a golden machine of this very image.
+        let snapshots = fleetbox::snapshots().unwrap().into_iter().flatten();
+        let golden: Vec<_> = snapshots.filter(|s| s.is_golden() && s.image() == name).collect();
+        assert_eq!(golden.len(), 1);
+        golden[0].remove().unwrap();
         runtime.block_on(fleetbox::images::remove(&name, false)).unwrap();
     }
 
