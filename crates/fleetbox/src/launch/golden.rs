@@ -28,7 +28,7 @@ const SETTLE_WAIT: Duration = Duration::from_mins(5);
 const SETTLE: &str = r"systemctl is-system-running --wait
 calm=0 tries=0
 set -- $(head -n 1 /proc/stat)
-while [ $calm -lt 2 ] && [ $tries -lt 120 ]; do
+while [ $calm -lt 2 ] && [ $tries -lt 30 ]; do
     idle=$5 all=0
     shift
     for part; do all=$((all + part)); done
