@@ -168,7 +168,8 @@ fn has_no_room(plan: &SavePlan) -> bool {
 fn failed(source: io::Error, plan: &SavePlan) -> Error {
     let full = is_full(&source) || has_no_room(plan);
     let kind = if full { ErrorKind::NoSpace } else { ErrorKind::HolderDied };
-    let error = Error::new(kind, format!("save the machine to {}", plan.memory.display()))
+    let why = if full { ": there is no room left" } else { "" };
+    let error = Error::new(kind, format!("save the machine to {}{why}", plan.memory.display()))
         .vm(plan.vm.as_str())
         .source(source);
     if full { error.hint("make room on the disk with the state directory") } else { error }
