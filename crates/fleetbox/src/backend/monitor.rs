@@ -74,6 +74,10 @@ fn run(plan: &BootPlan, arguments: &[String], fds: Vec<(OwnedFd, RawFd)>) -> io:
     #[expect(clippy::disallowed_methods, reason = "a backend starts its monitor")]
     let mut command = std::process::Command::new(&plan.program);
     command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    // A layer's name in the file that lies on it is one in the VM's directory.
+    if let Some(dir) = plan.disk.parent().filter(|dir| dir.is_dir()) {
+        command.current_dir(dir);
+    }
     crate::sys::fd::inherit(&mut command, fds);
     Command::from(command).kill_on_drop(true).spawn()
 }
