@@ -123,7 +123,8 @@ async fn it_starts_answers_refuses_and_goes() {
 
 impl Lab {
     /// Saves the machine into a new directory, which is empty but for the disk's.
-    async fn save(&self, machine: &CloudHypervisor, name: &str) -> (SavePlan, Saved) {
+    /// None where KVM is one that does not tell all of a processor's state.
+    async fn save(&self, machine: &CloudHypervisor, name: &str) -> Option<SavePlan> {
         let dir = self.dir.path().join(name);
         std::fs::create_dir(&dir).unwrap();
         let plan = SavePlan {
@@ -137,8 +138,16 @@ impl Lab {
         };
         std::fs::write(&plan.disk, "").unwrap();
         let tap = self.network.tap_apart(format!("spare-{name}")).await.unwrap();
-        let saved = machine.save(&plan, false, tap, &Together::of(1)).await.unwrap();
-        (plan, saved)
+        match machine.save(&plan, false, tap, &Together::of(1)).await {
+            Err(e) if e.report().contains("GetNestedState") => {
+                skip(&e.report());
+                None
+            }
+            saved => {
+                saved.unwrap();
+                Some(plan)
+            }
+        }
     }
 
     /// A machine that comes back from that.
@@ -192,7 +201,7 @@ async fn what_is_saved_comes_back_side_by_side_on_one_memory_and_can_be_saved_ag
     let Some(lab) = lab() else { return };
     let plan = lab.plan();
     let machine = lab.boot(&plan, 1).await.unwrap();
-    let (saved, _) = lab.save(&machine, "first").await;
+    let Some(saved) = lab.save(&machine, "first").await else { return };
     assert_eq!(saved.memory.metadata().unwrap().len(), 256 << 20);
     assert!(std::fs::read(&saved.disk).unwrap() == std::fs::read(&plan.disk).unwrap());
     assert_eq!(std::fs::read_dir(&plan.scratch).unwrap().count(), 0, "something is left");
@@ -205,7 +214,7 @@ async fn what_is_saved_comes_back_side_by_side_on_one_memory_and_can_be_saved_ag
         assert_eq!(mappings(&plan.console, &saved.memory), ["rw-p"]);
         assert_eq!(std::fs::read_dir(&plan.scratch).unwrap().count(), 0, "something is left");
     }
-    let (again, _) = lab.save(&first, "second").await;
+    let again = lab.save(&first, "second").await.unwrap();
     assert_eq!(again.memory.metadata().unwrap().len(), 256 << 20);
     let last = lab.fork(&one, &again, "last");
     assert_eq!(last.layers.len(), 2);
@@ -223,7 +232,7 @@ async fn what_cannot_come_back_says_why() {
     let Some(lab) = lab() else { return };
     let plan = lab.plan();
     let machine = lab.boot(&plan, 1).await.unwrap();
-    let (saved, _) = lab.save(&machine, "first").await;
+    let Some(saved) = lab.save(&machine, "first").await else { return };
     let fork = lab.fork(&plan, &saved, "fork");
     std::fs::remove_file(&saved.memory).unwrap();
     let error = lab.boot(&fork, 2).await.err().unwrap();
