@@ -3,9 +3,9 @@
 
 mod api;
 mod args;
-mod copy;
 mod save;
 mod saved;
+mod sparse;
 
 use std::io;
 use std::os::fd::OwnedFd;

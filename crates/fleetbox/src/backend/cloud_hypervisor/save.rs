@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{CloudHypervisor, args, copy, saved};
+use super::{CloudHypervisor, args, saved, sparse};
 use crate::backend::{BootPlan, Restore, SavePlan, Saved, Together};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -62,7 +62,7 @@ async fn stand_still(
     let target = json!({ "destination_url": args::url(scratch) });
     let write = machine.api.put_within(WRITTEN_WAIT, "vm.snapshot", Some(target));
     let (from, to) = (machine.plan.disk.clone(), plan.disk.clone());
-    let copy = in_background(move || copy::copy(&from, &to));
+    let copy = in_background(move || sparse::copy(&from, &to));
     let (written, copied) = tokio::join!(write, copy);
     written.and(copied)?;
     tracing::info!("{} is written after {:?}", plan.vm, since.elapsed());
@@ -92,6 +92,8 @@ fn put_in_place(scratch: &Path, plan: &SavePlan) -> io::Result<()> {
     let kept = saved::keep(&read(saved::CONFIG)?, &read(saved::STATE)?)?;
     write(&plan.device, &kept)?;
     let memory = scratch.join(saved::MEMORY);
+    // A machine that was itself restored writes all of its memory.
+    sparse::dig(&OpenOptions::new().read(true).write(true).open(&memory)?)?;
     for file in [&memory, &plan.device, &plan.disk] {
         File::open(file)?.sync_all()?;
     }
