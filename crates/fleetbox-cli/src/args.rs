@@ -1,6 +1,7 @@
 //! Owns the grammar of the command line. It must not act on it.
 
 pub(crate) mod fault;
+pub(crate) mod image;
 pub(crate) mod machine;
 pub(crate) mod net;
 pub(crate) mod snapshot;
@@ -13,6 +14,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::engine::ArgValueCompleter;
 use fleetbox::Arch;
 
+use self::image::ImageBuild;
 use self::machine::Machine;
 use crate::complete;
 
@@ -306,7 +308,7 @@ pub(crate) enum ImageCommand {
         /// Images to delete
         #[arg(required = true, value_name = "IMAGE", add = ArgValueCompleter::new(complete::images))]
         images: Vec<String>,
-        /// Also when a VM's disk lies on it; that VM can never start again
+        /// Also when a VM's disk lies on it, which can never start again, or an image, which goes too
         #[arg(short, long)]
         force: bool,
     },
@@ -321,23 +323,8 @@ pub(crate) enum ImageCommand {
         #[arg(long)]
         arch: Option<Arch>,
     },
-    /// Build debian-12 or debian-13 from this host's Debian packages
-    Build {
-        /// debian-12 or debian-13
-        alias: String,
-        /// Architecture [default: the host's]
-        #[arg(long)]
-        arch: Option<Arch>,
-        /// More packages to put in, separated by commas
-        #[arg(long = "include", alias = "package", value_name = "PACKAGE", value_delimiter = ',')]
-        packages: Vec<String>,
-        /// The name to keep it under, needed with --include [default: what is built]
-        #[arg(long = "as", value_name = "NAME")]
-        name: Option<String>,
-        /// Debian mirror to take all packages from [default: the host's own sources]
-        #[arg(long, value_name = "URL")]
-        mirror: Option<String>,
-    },
+    /// Build debian-12 or debian-13 from this host's Debian packages, or with -f an image from another
+    Build(ImageBuild),
 }
 
 /// As many as a cluster has members at most.

@@ -68,11 +68,18 @@ impl Line {
             Progress::Begin(stage) => self.begin(stage),
             Progress::Advance { stage, done, total } => self.advance(stage, done, total),
             Progress::Note(text) => self.say(&format!("{}: {text}", self.name)),
+            Progress::Step { number, total, text, cached } => {
+                self.end_stage();
+                let cached = if cached { " (cached)" } else { "" };
+                self.say(&format!("{}: step {number}/{total}: {text}{cached}", self.name));
+            }
+            Progress::Output(line) => self.say(&format!("{}: | {line}", self.name)),
             Progress::Ready => {
                 self.end_stage();
                 let total = self.began.elapsed().as_secs_f64();
                 self.say(&match &self.bars {
                     Some(_) => format!("{}: ready      {total:>6.1} s", self.name),
+                    None if self.over.is_empty() => format!("{}: ready", self.name),
                     None => format!(
                         "{}: ready after {total:.1} s ({})",
                         self.name,

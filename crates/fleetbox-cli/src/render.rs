@@ -94,6 +94,7 @@ pub(crate) fn images_table(images: &[ImageInfo]) -> io::Result<()> {
             ImageState::Cached => "cached",
             ImageState::Built => "built here",
             ImageState::Imported => "imported",
+            ImageState::Derived => "derived",
             ImageState::Available => "to be fetched",
             _ => "unknown",
         };

@@ -143,7 +143,6 @@ impl ErrorKind {
             | K::UnknownImage
             | K::NotFound
             | K::NotRunning
-            | K::SnapshotUnusable
             | K::Conflict => Fault::Request,
             K::BootFailed
             | K::Connect
@@ -164,6 +163,7 @@ impl ErrorKind {
             | K::HostUnsupported
             | K::BackendUnavailable
             | K::Unsupported
+            | K::SnapshotUnusable
             | K::ClustersUnsupported
             | K::HolderUnavailable
             | K::HolderDied
@@ -272,6 +272,13 @@ impl Error {
     #[must_use]
     pub(crate) fn vm(mut self, vm: impl Into<String>) -> Self {
         self.inner.vm.get_or_insert_with(|| vm.into());
+        self
+    }
+
+    /// Makes it the error of something larger, which is named before it, and not of the VM it took.
+    pub(crate) fn within(mut self, what: &str) -> Self {
+        self.inner.message = format!("{what}: {}", self.inner.message);
+        self.inner.vm = None;
         self
     }
 

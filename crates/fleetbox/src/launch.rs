@@ -11,6 +11,7 @@ mod restore;
 mod revert;
 mod spawn;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub(crate) use self::request::{Origin, StartRequest, Trail};
@@ -66,15 +67,24 @@ async fn run(mut request: StartRequest) -> Result<Launched> {
     if request.memory.is_none() {
         request.memory = admission::one(&paths, &request, &cluster).await?;
     }
+    // Before there is a directory: a golden machine takes its time to boot, and whoever is killed
+    // meanwhile leaves nothing.
+    let prepared = match &request.origin {
+        Origin::Warm if place::find(&paths, &request.name)?.is_none() => {
+            Some(prepare(&paths, &request, None).await?)
+        }
+        _ => None,
+    };
     let cluster = paths.prepare(&cluster)?;
     let client = Client::new(cluster.socket());
 
     let starter = start_lock(&cluster, &request).await?;
-    let running = match boot_or_join(&paths, &request, &cluster, &client, &mut timings).await {
+    let place = (&paths, &cluster, &client);
+    let running = match boot_or_join(place, &request, prepared, &mut timings).await {
         Err(e) if e.kind() == ErrorKind::SnapshotUnusable && request.origin == Origin::Warm => {
             request.progress.note(format!("a cold boot: {}", e.report()));
             let request = StartRequest { origin: Origin::Boot, ..request.clone() };
-            boot_or_join(&paths, &request, &cluster, &client, &mut timings).await?
+            boot_or_join(place, &request, None, &mut timings).await?
         }
         running => running?,
     };
@@ -120,10 +130,9 @@ struct Running {
 /// The part of a start that only one caller may do at a time: joins the VM if it runs, else boots
 /// it, and makes it first if need be.
 async fn boot_or_join(
-    paths: &Paths,
+    (paths, cluster, client): (&Paths, &ClusterPaths, &Client),
     request: &StartRequest,
-    cluster: &ClusterPaths,
-    client: &Client,
+    prepared: Option<Prepared>,
     timings: &mut Timings,
 ) -> Result<Running> {
     let member = cluster.member(&request.name);
@@ -147,27 +156,11 @@ async fn boot_or_join(
     }
 
     let is_new = known.is_none();
-    let named = match &request.origin {
-        Origin::Snapshot(of) if is_new => Some(restore::named(paths, of)?),
-        _ => None,
+    let Prepared { request, image, start, saved } = match (&known, prepared) {
+        (None, Some(prepared)) => prepared,
+        (known, _) => prepare(paths, request, known.as_ref()).await?,
     };
-    let request = &as_saved(request, named.as_ref())?;
-    let like = known.as_ref().or(named.as_ref().map(|saved| &saved.member.record));
-    let choice = choose(paths, request, like).await?;
-    if let Some(record) = &known {
-        ignore_options(request, record);
-    }
-    let image = image(paths, request, like, &choice).await?;
-    let start = plan::start_of(choice, image.as_ref(), &request.progress)?;
-    let saved = match named {
-        None if is_new && request.origin == Origin::Warm => {
-            golden::of(paths, request, &start, image.as_ref()).await?
-        }
-        named => named,
-    };
-    if let Some(saved) = &saved {
-        saved.check(&start)?;
-    }
+    let request = &request;
     request.progress.begin(Stage::Prepare);
     timings.enter(Stage::Prepare);
     let make = async {
@@ -221,6 +214,46 @@ async fn boot_or_join(
             Err(error)
         }
     }
+}
+
+/// All that is known of a machine before it is made or booted.
+struct Prepared {
+    request: StartRequest,
+    image: Option<Bootable>,
+    start: Start,
+    /// What it comes back from, if it is made.
+    saved: Option<Saved>,
+}
+
+/// Decides what runs the machine and what it is made of; fetches and makes what that takes.
+async fn prepare(
+    paths: &Paths,
+    request: &StartRequest,
+    known: Option<&VmRecord>,
+) -> Result<Prepared> {
+    let named = match &request.origin {
+        Origin::Snapshot(of) if known.is_none() => Some(restore::named(paths, of)?),
+        _ => None,
+    };
+    let request = as_saved(request, named.as_ref())?;
+    let like = known.or(named.as_ref().map(|saved| &saved.member.record));
+    let choice = choose(paths, &request, like).await?;
+    if let Some(record) = known {
+        ignore_options(&request, record);
+    }
+    let layers = layers(paths, known, named.as_ref());
+    let image = image(paths, &request, like, layers, &choice).await?;
+    let start = plan::start_of(choice, image.as_ref(), &request.progress)?;
+    let saved = match named {
+        None if known.is_none() && request.origin == Origin::Warm => {
+            golden::of(paths, &request, &start, image.as_ref()).await?
+        }
+        named => named,
+    };
+    if let Some(saved) = &saved {
+        saved.check(&start)?;
+    }
+    Ok(Prepared { request, image, start, saved })
 }
 
 /// What is asked for, as a machine that is restored has it: it is as it was.
@@ -332,21 +365,27 @@ fn on_or_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
 
-/// An image and what boots it.
-type Bootable = (CachedImage, BootSource);
+/// An image and what boots it; nothing boots a fake machine's.
+type Bootable = (CachedImage, Option<BootSource>);
 
 /// The VM's image: of an existing VM the one its disk lies on, else the one asked for. The fake
-/// backend reads nothing of an image.
+/// backend reads nothing of an image but what was derived from one by fake machines.
 async fn image(
     paths: &Paths,
     request: &StartRequest,
     known: Option<&VmRecord>,
+    layers: Vec<PathBuf>,
     choice: &Choice,
 ) -> Result<Option<Bootable>> {
+    let (progress, spec) = (&request.progress, &request.spec);
     if choice.backend == Backend::Fake {
-        return Ok(None);
+        let derived = match known {
+            None => images::layer::resolve(paths, &spec.image, spec.arch)?,
+            Some(_) => None,
+        };
+        let fake = derived.filter(|image| image.path.as_os_str().is_empty());
+        return Ok(fake.map(|image| (image, None)));
     }
-    let progress = &request.progress;
     let image = match known {
         Some(record) => {
             record.check_image()?;
@@ -356,12 +395,25 @@ async fn image(
                 digest: record.image_digest.clone(),
                 size_bytes: record.image_stamp.size_bytes,
                 arch: record.spec.arch,
+                layers,
             }
         }
-        None => images::resolve(paths, &request.spec.image, request.spec.arch, progress).await?,
+        None => images::resolve(paths, &spec.image, spec.arch, progress).await?,
     };
     let source = kernel::extract(paths, &image, progress).await?;
-    Ok(Some((image, source)))
+    Ok(Some((image, Some(source))))
+}
+
+/// What the disk of a VM that is known lies on: its own files, or those of what it comes from.
+fn layers(paths: &Paths, known: Option<&VmRecord>, saved: Option<&Saved>) -> Vec<PathBuf> {
+    match (known, saved) {
+        (Some(record), _) => {
+            let member = paths.cluster(&record.cluster).member(&record.name);
+            record.layers.iter().map(|layer| member.layer(layer)).collect()
+        }
+        (None, Some(saved)) => saved.layers(),
+        (None, None) => Vec::new(),
+    }
 }
 
 /// A VM and what starts it.

@@ -72,7 +72,20 @@ pub enum Progress {
     /// Something the user should read once: a fallback taken, an option ignored, a wait for another
     /// process.
     Note(String),
-    /// The VM is ready; no more events follow.
+    /// A step of a derived image begins, or is passed over.
+    Step {
+        /// Which step it is, from 1.
+        number: usize,
+        /// How many there are.
+        total: usize,
+        /// The step on one line, as an image file has it.
+        text: String,
+        /// Its layer is there already.
+        cached: bool,
+    },
+    /// A line that a step writes, without what could act on a terminal.
+    Output(String),
+    /// The VM, or the derived image, is ready; no more events follow.
     Ready,
 }
 

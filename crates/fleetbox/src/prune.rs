@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, Result};
 use crate::holder::cleanup;
+use crate::images::layer;
+use crate::snapshot;
 use crate::store::memory;
 use crate::store::paths::{ClusterPaths, Paths};
 
@@ -14,7 +16,7 @@ const PROBE_AGE: Duration = Duration::from_mins(1);
 
 /// Removes what killed processes left in the state root: sockets nobody listens at, VMs half made or
 /// half removed, throw-away VMs whose holder is gone, clusters without members, memory reserved for
-/// machines that are gone. Returns what it
+/// machines that are gone, layers of images half made. Returns what it
 /// removed.
 ///
 /// There is rarely anything: the kernel ends a dead holder's machines and interfaces, its warden tidies
@@ -43,12 +45,16 @@ fn sweep_all(paths: &Paths) -> Result<Vec<PathBuf>> {
     for cluster in directories(&paths.clusters())? {
         removed.extend(cleanup::sweep_if_free(&ClusterPaths::at(cluster))?);
     }
+    for dir in [paths.snapshots(), paths.goldens()] {
+        removed.extend(snapshot::remove_half_made(&dir)?);
+    }
     for dir in directories(paths.root())? {
         let is_probe = dir.file_name().is_some_and(|n| n.to_string_lossy().starts_with(".probe-"));
         if is_probe && is_old(&dir) {
             removed.extend(cleanup::sweep_if_free(&ClusterPaths::at(dir))?);
         }
     }
+    removed.extend(layer::remove_half_made(paths)?);
     Ok(removed)
 }
 

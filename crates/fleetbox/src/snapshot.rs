@@ -18,6 +18,7 @@ use crate::builder::VmBuilder;
 use crate::cluster::{Cluster, ClusterBuilder};
 use crate::env;
 use crate::error::{Error, ErrorKind, Result};
+use crate::images::layer;
 use crate::launch::Origin;
 use crate::listing;
 use crate::spec::Name;
@@ -251,6 +252,16 @@ fn names(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// The snapshots with a name that lie on that raw image.
+pub(crate) fn on_image(paths: &Paths, raw: &Path) -> Vec<String> {
+    // What cannot be read cannot be restored either.
+    let named = all(&paths.snapshots(), false).unwrap_or_default().into_iter().flatten();
+    let lies = |snapshot: &Snapshot| {
+        snapshot.record.members.iter().any(|member| member.record.image_path == raw)
+    };
+    named.filter(lies).map(|snapshot| snapshot.name).collect()
+}
+
 pub(crate) fn not_found(paths: &Paths, name: &Name) -> Error {
     let known = names(&paths.snapshots()).unwrap_or_default();
     let hint = match listing::nearest(name.as_str(), known.iter().map(String::as_str)) {
@@ -291,8 +302,8 @@ pub(crate) fn remove(paths: &SnapshotPaths) -> Result<()> {
     let dir = paths.dir();
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut taken = Vec::new();
-    for vm in names(dir)? {
-        let memory = paths.member(&Name::new(&vm)?).memory();
+    for vm in names(dir)?.iter().filter_map(|vm| Name::new(vm).ok()) {
+        let memory = paths.member(&vm).memory();
         if memory.exists() {
             let Some(lock) = lock::try_lock(&memory)? else { return Err(in_use(&name)) };
             taken.push(lock);
@@ -323,26 +334,40 @@ fn in_use(name: &str) -> Error {
         .hint("machines that came from it run on its memory: stop them first")
 }
 
-/// Removes the least recently used that nobody uses until all together take no more than
-/// `FLEETBOX_CACHE_GIB`, if that is set.
-pub(crate) fn keep_within_budget(paths: &Paths) -> Result<()> {
+/// Removes the least recently used that nobody uses, layers of images included, until all together take
+/// no more than `FLEETBOX_CACHE_GIB`, if that is set; what was just made stays.
+pub(crate) fn keep_within_budget(paths: &Paths, made: &Path) -> Result<()> {
     let Some(budget_bytes) = env::cache_bytes()? else { return Ok(()) };
     let mut kept = Vec::new();
     for dir in [paths.snapshots(), paths.goldens()] {
-        kept.extend(names(&dir)?.into_iter().map(|name| SnapshotPaths::at(dir.join(name))));
+        let saved = names(&dir)?.into_iter().map(|name| SnapshotPaths::at(dir.join(name)));
+        kept.extend(saved.map(|saved| (last_used(&saved), saved.dir().to_owned(), Kept::Saved)));
     }
-    kept.sort_by_key(|paths| std::cmp::Reverse(last_used(paths)));
+    let layers = layer::kept(paths).into_iter();
+    kept.extend(layers.map(|(dir, used, may_go)| (used, dir, Kept::Layer { may_go })));
+    kept.sort_by_key(|(used, ..)| std::cmp::Reverse(*used));
     let (mut seen, mut bytes) = (HashSet::new(), 0);
-    for paths in kept {
-        bytes += disk_bytes(paths.dir(), &mut seen)?;
-        if bytes > budget_bytes {
-            match remove(&paths) {
+    for (_, dir, kind) in kept {
+        bytes += disk_bytes(&dir, &mut seen)?;
+        if bytes <= budget_bytes || dir == made {
+            continue;
+        }
+        match kind {
+            Kept::Saved => match remove(&SnapshotPaths::at(dir)) {
                 Err(e) if e.kind() == ErrorKind::Conflict => {}
                 removed => removed?,
-            }
+            },
+            Kept::Layer { may_go: true } => layer::evict(paths, &dir)?,
+            Kept::Layer { may_go: false } => {}
         }
     }
     Ok(())
+}
+
+/// What takes room and may be made anew.
+enum Kept {
+    Saved,
+    Layer { may_go: bool },
 }
 
 /// Removes what killed processes left of snapshots they were making or removing. The caller has the lock

@@ -40,7 +40,7 @@ pub(super) struct Kept {
 }
 
 /// A monitor that ends with the value.
-pub(super) struct Monitor(Child);
+pub(super) struct Monitor(pub(super) Child);
 
 impl Drop for Monitor {
     fn drop(&mut self) {
@@ -95,6 +95,41 @@ impl Kept {
         let mut monitor = spawn(&mut qemu)?;
         self.wait(stage, &mut monitor)?;
         Ok(began.elapsed())
+    }
+
+    /// Changes its arguments; none leaves the option out.
+    pub(super) fn with_arguments(mut self, change: impl Fn(&str) -> Option<String>) -> Self {
+        self.arguments = self.arguments.iter().filter_map(|argument| change(argument)).collect();
+        self
+    }
+
+    /// The same machine with another seed.
+    pub(super) fn with_seed(self, seed: PathBuf) -> Self {
+        Self { seed, ..self }
+    }
+
+    /// What it is expected to show its sshd's key as.
+    pub(super) fn expects(&self, stage: &Stage, host_key: &str) -> Outcome<()> {
+        let known_hosts = stage.file(&format!("bare-{}-known_hosts", self.host));
+        std::fs::write(&known_hosts, format!("{} {host_key}\n", self.host))
+            .map_err(Failure::io("write", &known_hosts))
+    }
+
+    /// Whatever key its sshd has made for itself will do.
+    pub(super) fn trusts_any(&self) -> Outcome<()> {
+        let text =
+            std::fs::read_to_string(&self.config).map_err(Failure::io("read", &self.config))?;
+        let kept =
+            |line: &&str| !["StrictHostKeyChecking", "KnownHosts"].iter().any(|w| line.contains(w));
+        let text = text.lines().filter(kept).collect::<Vec<_>>().join("\n");
+        let any =
+            "\n  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n  LogLevel ERROR\n";
+        std::fs::write(&self.config, text + any).map_err(Failure::io("write", &self.config))
+    }
+
+    /// QEMU as it would be run, on a new disk.
+    pub(super) fn qemu(&self, image: &Image) -> Outcome<Command> {
+        self.command(image)
     }
 
     /// Boots it on a new disk.

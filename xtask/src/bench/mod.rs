@@ -17,6 +17,7 @@ mod sample;
 mod ssh;
 mod stage;
 mod start;
+mod warm;
 
 use std::path::Path;
 
@@ -37,6 +38,15 @@ const FIGURES: &[(&str, &str, Measure)] = &[
     ("qcow2-to-raw", "taking a compressed qcow2 in, against qemu-img", image::qcow2_to_raw),
     ("start-to-exec", "from `start` to the running monitor, against a copy", start::start_to_exec),
     ("cold-boot", "from `start` to the first output, against bare QEMU", boot::cold_boot),
+    (
+        "fork-start",
+        "a warm start to the first output, against bare QEMU and boots",
+        warm::start::start,
+    ),
+    ("fork-three", "three members made warm at once, against one", warm::more::three),
+    ("fork-memory", "what a second fork takes of the host's memory", warm::more::memory),
+    ("fork-pause", "how long a machine stands still to be saved", warm::more::pause),
+    ("fork-run", "`fleetbox run -- true`, against a warm start", warm::more::run),
     ("holder-memory", "resident memory of holder and warden", holder::holder_memory),
     ("warm-command", "a command over the warm connection, against ssh", ssh::warm_command),
     ("copy-to-guest", "200 MB into the guest, against scp", ssh::copy_to_guest),

@@ -3,7 +3,7 @@
 
 pub(super) mod faults;
 pub(super) mod flow;
-mod hand;
+pub(super) mod hand;
 pub(super) mod ready;
 
 use fleetbox::{Cluster, Vm};

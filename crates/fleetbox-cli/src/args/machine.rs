@@ -39,13 +39,13 @@ pub(crate) struct Machine {
 }
 
 /// `2048`, `512M`, `2G`, `2GiB`.
-fn memory_mib(text: &str) -> Result<u32, String> {
+pub(super) fn memory_mib(text: &str) -> Result<u32, String> {
     size(text, &[("", 1), ("M", 1), ("MIB", 1), ("G", 1024), ("GIB", 1024)])
         .ok_or_else(|| format!("\"{text}\" is no memory size; give MiB such as 2048, or 2G"))
 }
 
 /// `20`, `20G`, `1T`.
-fn disk_gib(text: &str) -> Result<u32, String> {
+pub(super) fn disk_gib(text: &str) -> Result<u32, String> {
     size(text, &[("", 1), ("G", 1), ("GIB", 1), ("T", 1024), ("TIB", 1024)])
         .ok_or_else(|| format!("\"{text}\" is no disk size; give GiB such as 20, or 1T"))
 }

@@ -16,6 +16,8 @@ mod cluster;
 mod commands;
 #[cfg(feature = "unstable-fake")]
 mod copies;
+#[cfg(feature = "unstable-fake")]
+mod derived;
 mod fault;
 mod home;
 mod host;
@@ -40,6 +42,7 @@ mod real;
 mod routable;
 mod run;
 mod shell;
+mod warm;
 #[cfg(feature = "unstable-fake")]
 mod sudo;
 #[cfg(feature = "unstable-fake")]

@@ -34,6 +34,7 @@ pub(crate) async fn survives(name: &str, told: Told<'_>) -> Outcome<()> {
         .memory_mib(768)
         // What etcd has synced, a power cut does not take; what it has not, is gone.
         .durable(true)
+        .warm(true)
         .start()
         .await?;
     let outcome = go_through(&cluster, told).await;

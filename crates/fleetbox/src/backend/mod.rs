@@ -15,7 +15,7 @@ use std::fmt;
 use std::future::Future;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
 
@@ -298,6 +298,10 @@ pub(crate) trait Machine: Send + Sync {
         tap: OwnedFd,
         together: &'a Together,
     ) -> Asked<'a, Saved>;
+    /// Copies the machine's own disk as it is at one instant, without what that lies on, to `target`, an
+    /// empty overlay on the same, unless its backend [holds back writes](Backend::holds_back_writes). It
+    /// runs on meanwhile. When this returns the file is whole and on the host's disk.
+    fn copy_disk<'a>(&'a self, target: &'a Path) -> Asked<'a, ()>;
     /// Ends the monitor at once, as a power cut would.
     fn kill(&self) -> Asked<'_, ()>;
     /// Tells when and why it ended.

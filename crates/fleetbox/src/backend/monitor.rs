@@ -72,10 +72,10 @@ fn run(plan: &BootPlan, arguments: &[String], fds: Vec<(OwnedFd, RawFd)>) -> io:
         .open(&plan.vmm_log)?;
     writeln!(&log, "{} {}", plan.program.display(), arguments.join(" "))?;
     #[expect(clippy::disallowed_methods, reason = "a backend starts its monitor")]
-    let mut command = std::process::Command::new(&plan.program);
+    let mut command = std::process::Command::new(std::path::absolute(&plan.program)?);
     command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    // A layer's name in the file that lies on it is one in the VM's directory.
-    if let Some(dir) = plan.disk.parent().filter(|dir| dir.is_dir()) {
+    // Layers are named without a directory; cloud-hypervisor opens them from where it runs.
+    if let (false, Some(dir)) = (plan.layers.is_empty(), plan.disk.parent()) {
         command.current_dir(dir);
     }
     crate::sys::fd::inherit(&mut command, fds);

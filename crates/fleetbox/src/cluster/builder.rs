@@ -133,6 +133,12 @@ impl ClusterBuilder {
         self.every(|vm| vm.disk_gib(disk_gib))
     }
 
+    /// Whether members come from a golden machine instead of a boot of their own, as
+    /// [`VmBuilder::warm`].
+    pub fn warm(self, warm: bool) -> Self {
+        self.every(|vm| vm.warm(warm))
+    }
+
     /// Whether KVM is to work inside the members, as [`VmBuilder::nested_virt`].
     pub fn nested_virt(self, nested_virt: bool) -> Self {
         self.every(|vm| vm.nested_virt(nested_virt))

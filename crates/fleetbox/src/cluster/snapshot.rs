@@ -1,6 +1,7 @@
 //! Owns saving a whole [`Cluster`]. What a snapshot is, and what can be made of it, is [`Snapshot`]'s.
 
 use super::Cluster;
+use crate::env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{self, Snapshot, Source};
 use crate::spec::Name;
@@ -28,6 +29,7 @@ impl Cluster {
     /// ```
     pub async fn snapshot(&self, name: &str) -> Result<Snapshot> {
         let name = Name::new(name)?;
+        env::cache_bytes()?;
         let vms = self.open()?.vms.clone();
         for vm in &vms {
             vm.able_to_save()?;
@@ -48,7 +50,7 @@ impl Cluster {
             let (snapshot, vm_name) = (name.clone(), Name::new(vm.name())?);
             vm.note_snapshot(SnapshotOf { snapshot, vm: vm_name })?;
         }
-        snapshot::keep_within_budget(&paths)?;
+        snapshot::keep_within_budget(&paths, target.dir())?;
         Ok(Snapshot::of(name.to_string(), target, record, false))
     }
 }

@@ -9,7 +9,7 @@ use super::admission::Room;
 use super::builder;
 use crate::control::client::Client;
 use crate::error::{Error, ErrorKind, Result};
-use crate::launch::{self, Launched, StartRequest, Trail, admission};
+use crate::launch::{self, Launched, Origin, StartRequest, Trail, admission};
 use crate::net::plan::MEMBERS_MAX;
 use crate::spec::Name;
 use crate::store::paths::Paths;
@@ -76,6 +76,9 @@ fn settle(plan: &mut Plan) -> Result<()> {
         request.queue = std::sync::Arc::clone(&queue);
         if place::find(&paths, &request.name)?.is_none() {
             fresh.push(request);
+        } else {
+            // What is there boots its disk.
+            request.origin = Origin::Boot;
         }
     }
     if taken.len() + fresh.len() > MEMBERS_MAX {
@@ -118,7 +121,9 @@ impl Crew {
         let status = Client::new(cluster.socket()).find().await?;
         let members = status.into_iter().flat_map(|status| status.members);
         let ran = members.filter(|member| member.running).map(|member| member.vm).collect();
-        let (room, starts) = (Room::of(plan.boots_at_once), JoinSet::new());
+        let restored = plan.requests.iter().all(|request| request.origin != Origin::Boot);
+        let room = Room::of(plan.boots_at_once, restored);
+        let starts = JoinSet::new();
         Ok(Self { room, ran, starts, booting: Vec::new(), up: Vec::new() })
     }
 

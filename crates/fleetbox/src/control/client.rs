@@ -126,6 +126,12 @@ impl Client {
         }
     }
 
+    /// Copies a running member's own disk to an empty overlay on the same.
+    pub(crate) async fn copy_disk(&self, vm: &Name, target: &Path) -> Result<()> {
+        let request = Request::CopyDisk { vm: vm.clone(), target: target.to_owned() };
+        self.done(request, SAVE_WAIT).await.map_err(|e| about(vm, e))
+    }
+
     pub(crate) async fn close(&self) -> Result<()> {
         self.done(Request::Close, REPLY_WAIT).await
     }

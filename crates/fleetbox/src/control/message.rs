@@ -137,6 +137,11 @@ pub(crate) enum Request {
     Save {
         members: Vec<SavePlan>,
     },
+    /// Copies a running member's own disk to an empty overlay on the same.
+    CopyDisk {
+        vm: Name,
+        target: PathBuf,
+    },
     /// Ends the holder and all it holds.
     Close,
 }
@@ -315,6 +320,7 @@ mod tests {
             r#"{"protocol":1,"op":"connect_udp","vm":"a","port":53}"#,
             r#"{"protocol":1,"op":"route_to_host"}"#,
             r#"{"protocol":1,"op":"save","members":[{"vm":"a","memory":"/m","device":"/d","disk":"/k","spare":"/s","vmm_log":"/l","token":"t"}]}"#,
+            r#"{"protocol":1,"op":"copy_disk","vm":"a","target":"/t"}"#,
             r#"{"protocol":1,"op":"publish","vm":"a","port":80,"listen":"0.0.0.0:80"}"#,
             r#"{"protocol":1,"op":"outage","vm":"a","outage":"paused"}"#,
             r#"{"protocol":1,"op":"outage","vm":"a","outage":"off"}"#,

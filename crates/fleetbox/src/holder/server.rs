@@ -234,6 +234,10 @@ async fn answer(
             let (paused, plans) = state.save(members).await?;
             Reply::Saved { paused_us: u64::try_from(paused.as_micros()).unwrap_or(u64::MAX), plans }
         }
+        Request::CopyDisk { vm, target } => {
+            state.copy_disk(&vm, &target).await?;
+            Reply::Done
+        }
         Request::Close => {
             state.close();
             Reply::Done

@@ -126,6 +126,7 @@ impl Slot {
             digest: record.digest,
             size_bytes: record.size_bytes,
             arch: record.arch,
+            layers: Vec::new(),
         }
     }
 
@@ -170,7 +171,8 @@ impl Slot {
         Ok(freed)
     }
 
-    /// The VMs (as cluster/name) whose disk is backed by this one.
+    /// The VMs whose disk is backed by this one, and the derived images and snapshots that lie on it;
+    /// golden machines are made anew.
     pub(super) fn users(&self, paths: &Paths) -> Vec<String> {
         let raw = self.raw();
         let mut users = Vec::new();
@@ -179,11 +181,15 @@ impl Slot {
                 let backing = read_small(&member.join("config.json"))
                     .and_then(|bytes| serde_json::from_slice::<BackedBy>(&bytes).ok());
                 if backing.is_some_and(|config| config.image_path == raw) {
-                    users
-                        .extend(member.file_name().map(|name| name.to_string_lossy().into_owned()));
+                    let name = member.file_name().unwrap_or_default().to_string_lossy();
+                    users.push(format!("the disk of {name}"));
                 }
             }
         }
+        let images = super::layer::on_image(paths, &raw);
+        users.extend(images.into_iter().map(|image| format!("the image {image}")));
+        let snapshots = crate::snapshot::on_image(paths, &raw);
+        users.extend(snapshots.into_iter().map(|name| format!("the snapshot {name}")));
         users.sort();
         users
     }
@@ -339,7 +345,7 @@ mod tests {
             let config = serde_json::json!({ "image_path": path, "other": 1 });
             std::fs::write(member.join("config.json"), config.to_string()).unwrap();
         }
-        assert_eq!(slot.users(&paths), ["web-1"]);
+        assert_eq!(slot.users(&paths), ["the disk of web-1"]);
         slot.remove(&paths).unwrap();
         assert!(!slot.raw().exists());
     }

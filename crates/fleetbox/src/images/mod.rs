@@ -5,6 +5,7 @@ mod build;
 mod cache;
 mod catalog;
 mod download;
+pub(crate) mod layer;
 pub(crate) mod qcow2;
 mod resolve;
 pub(crate) mod space;
@@ -20,6 +21,7 @@ use crate::spec::Arch;
 use crate::store::lock;
 use crate::store::paths::Paths;
 
+pub use crate::image::Image;
 pub use build::BuildOptions;
 pub(crate) use cache::hex;
 use cache::{Origin, Record, Slot};
@@ -34,11 +36,21 @@ pub(crate) struct CachedImage {
     /// The raw file; only ever to be opened for reading.
     pub path: PathBuf,
     /// Identity of the content: a sha256 in hex. Of a raw file used in place, of its path, size,
-    /// times and inode.
+    /// times and inode; of a derived image, the key of its last step.
     pub digest: String,
     /// What the guest sees.
     pub size_bytes: u64,
     pub arch: Arch,
+    /// What a derived image has on the raw file, the topmost first; none of others.
+    pub layers: Vec<PathBuf>,
+}
+
+impl CachedImage {
+    /// Its layers' names, in whatever directory they are.
+    pub(crate) fn layer_names(&self) -> Vec<String> {
+        let names = self.layers.iter().map(|layer| layer.file_name().unwrap_or_default());
+        names.map(|name| name.to_string_lossy().into_owned()).collect()
+    }
 }
 
 /// What the environment says about fetching.
@@ -78,7 +90,10 @@ pub struct ImageInfo {
     pub disk_bytes: u64,
     /// Whether it is here, and where from.
     pub state: ImageState,
-    /// The raw disk, once it is cached.
+    /// The image that a derived one was made from, as it was named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// The raw disk, once it is cached; of a derived image, the topmost of its layers.
     pub path: Option<PathBuf>,
 }
 
@@ -93,6 +108,8 @@ pub enum ImageState {
     Built,
     /// Brought in by [`import`].
     Imported,
+    /// Made from another by steps, as [`Image`] describes.
+    Derived,
     /// Known, and fetched at its first use.
     Available,
 }
@@ -138,11 +155,12 @@ pub async fn pull(
 }
 
 /// Removes every image here that goes by `reference`, and returns the bytes of disk given back.
-/// One that no VM was made from and is not here is [`ErrorKind::NotFound`].
+/// One that no VM was made from and is not here is [`ErrorKind::NotFound`]. A [derived](Image) image may
+/// go at any time: VMs and images that were made from it have all they need.
 ///
 /// # Errors
-/// [`ErrorKind::Conflict`] while a VM's disk is backed by it, unless `force`; such a VM can never
-/// start again.
+/// [`ErrorKind::Conflict`] while a VM's disk is backed by it or a derived image lies on it, unless
+/// `force`; such a VM can never start again, and such an image goes too.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
@@ -228,10 +246,12 @@ fn list_at(paths: &Paths) -> Vec<ImageInfo> {
                 size_bytes: None,
                 disk_bytes: 0,
                 state: ImageState::Available,
+                from: None,
                 path: None,
             });
         }
     }
+    list.extend(layer::list(paths));
     // Stable: within a name the cached ones stay first and newest first.
     list.sort_by(|a, b| a.reference.cmp(&b.reference));
     list
@@ -250,11 +270,15 @@ fn describe(slot: &Slot, record: &Record) -> ImageInfo {
             Origin::Built => ImageState::Built,
             Origin::Imported => ImageState::Imported,
         },
+        from: None,
         path: Some(path),
     }
 }
 
 fn info(paths: &Paths, image: &CachedImage) -> ImageInfo {
+    if let Some(info) = layer::info(paths, image) {
+        return info;
+    }
     let recorded = cache::all(paths).into_iter().find(|(slot, _)| slot.raw() == image.path);
     recorded.map_or_else(
         // A raw file used in place has no record.
@@ -265,6 +289,7 @@ fn info(paths: &Paths, image: &CachedImage) -> ImageInfo {
             size_bytes: Some(image.size_bytes),
             disk_bytes: disk_bytes(&image.path),
             state: ImageState::Cached,
+            from: None,
             path: Some(image.path.clone()),
         },
         |(slot, record)| describe(&slot, &record),
@@ -277,6 +302,9 @@ fn disk_bytes(path: &Path) -> u64 {
 }
 
 async fn remove_at(paths: &Paths, reference: &str, force: bool) -> Result<u64> {
+    if let Some(freed_bytes) = layer::remove(paths, reference).await? {
+        return Ok(freed_bytes);
+    }
     let name = catalog::canonical(reference);
     let slots: Vec<Slot> = cache::all(paths)
         .into_iter()
@@ -295,13 +323,14 @@ async fn remove_at(paths: &Paths, reference: &str, force: bool) -> Result<u64> {
         if !users.is_empty() {
             return Err(Error::new(
                 ErrorKind::Conflict,
-                format!("remove the image {name}: the disk of {} needs it", users.join(", ")),
+                format!("remove the image {name}: {} needs it", users.join(", ")),
             )
-            .hint("remove those VMs first, or force it and lose them"));
+            .hint("remove those first, or force it and lose them"));
         }
     }
     let mut freed_bytes = 0;
     for slot in slots {
+        freed_bytes += layer::remove_on_image(paths, &slot.raw()).await?;
         let _held = lock::lock(&slot.lock(), || {}).await?;
         freed_bytes += slot.remove(paths)?;
     }
@@ -317,6 +346,7 @@ async fn import_at(
 ) -> Result<CachedImage> {
     let alias = catalog::canonical(alias);
     check_alias(alias)?;
+    check_not_derived(paths, alias)?;
     let (path, metadata) = resolve::local_file(path)?;
     let made = Made::now();
     let slot = Slot::new(paths, alias, &made.snapshot, arch);
@@ -362,6 +392,31 @@ fn forget_older(paths: &Paths, alias: &str, arch: Arch, newest: &Slot) -> Result
         }
     }
     Ok(())
+}
+
+/// A name stands for one image: a derived one's would hide another.
+fn check_not_derived(paths: &Paths, alias: &str) -> Result<()> {
+    if !layer::has_name(paths, alias) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!("call an image {alias}: a derived image has that name"),
+    )
+    .hint(format!("choose another name, or `fleetbox image rm {alias}` first")))
+}
+
+/// Refuses a name that a derived image cannot have: another image has it, or may get it by right.
+pub(crate) fn check_derived_name(paths: &Paths, name: &str) -> Result<()> {
+    build::check_name(name)?;
+    match cache::all(paths).iter().find(|(_, record)| record.reference == name) {
+        None => Ok(()),
+        Some(_) => Err(Error::new(
+            ErrorKind::Conflict,
+            format!("call a derived image {name}: another image has that name"),
+        )
+        .hint(format!("choose another name, or `fleetbox image rm {name}` first"))),
+    }
 }
 
 fn check_alias(alias: &str) -> Result<()> {

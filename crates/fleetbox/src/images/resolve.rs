@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::cache::{self, Origin, Record, Slot};
 use super::download::{self, Format, Keep, Remote};
-use super::{CachedImage, Settings, catalog, work};
+use super::{CachedImage, Settings, catalog, layer, work};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::ProgressSink;
 use crate::spec::Arch;
@@ -43,6 +43,9 @@ pub(super) async fn resolve_with(
     if reference.contains('/') {
         return resolve_path(paths, Path::new(reference), arch, progress).await;
     }
+    if let Some(image) = layer::resolve(paths, reference, arch)? {
+        return layer::for_guests(image);
+    }
     let alias = catalog::canonical(reference);
     if let Some((slot, record)) = cache::local(paths, alias, arch) {
         if record.origin == Origin::Built && catalog::find(alias, arch).is_some() {
@@ -68,8 +71,8 @@ pub(super) async fn resolve_with(
 }
 
 fn unknown(paths: &Paths, reference: &str) -> Error {
-    let local: Vec<String> =
-        cache::all(paths).into_iter().map(|(_, record)| record.reference).collect();
+    let mut local = layer::all_names(paths);
+    local.extend(cache::all(paths).into_iter().map(|(_, record)| record.reference));
     catalog::unknown(reference, &local)
 }
 
@@ -78,6 +81,7 @@ pub(crate) fn check(paths: &Paths, reference: &str, arch: Arch) -> Result<()> {
     let reference = reference.trim();
     let alias = catalog::canonical(reference);
     let is_known = reference.contains('/')
+        || layer::is_reference(paths, reference, arch)
         || catalog::find(alias, arch).is_some()
         || cache::local(paths, alias, arch).is_some()
         || Path::new(reference).exists();
@@ -170,6 +174,7 @@ async fn resolve_path(
             digest: identity,
             size_bytes: metadata.len(),
             arch,
+            layers: Vec::new(),
         });
     }
     // The identity is part of the name: a changed file is another image, and disks backed by the

@@ -8,8 +8,8 @@ use super::restore::{self, Saved};
 use super::{Bootable, StartRequest};
 use crate::backend::Restore;
 use crate::backend::select::Choice;
-use crate::error::{Error, Result};
-use crate::images::CachedImage;
+use crate::error::{Error, ErrorKind, Result};
+use crate::images::{self, CachedImage};
 use crate::net::plan;
 use crate::prepare::{disk, seed};
 use crate::spec::{DEFAULT_USER, VmSpec};
@@ -41,15 +41,20 @@ pub(super) fn create(
         .map_err(|e| Error::io("make a directory in", cluster.dir(), e))?;
     let member = MemberPaths::at(half_made.path().to_owned());
     let client_key = keys::installation_key(paths)?;
-    if let Some(image) = image {
+    match (saved, image) {
+        (Some(saved), _) => saved.link_layers(&member)?,
+        (None, Some(image)) => images::layer::link(&image.layers, member.dir())?,
+        (None, None) => {}
+    }
+    if let Some(image) = image.filter(|_| choice.backend.has_guest()) {
         let size_bytes = u64::from(record.spec.disk_gib) << 30;
         match record.layers.first() {
-            Some(layer) => disk::create_overlay_on_layer(&member.disk(), layer, size_bytes)?,
+            Some(layer) => {
+                check_size(image, size_bytes)?;
+                disk::create_overlay_on_layer(&member.disk(), layer, size_bytes)?;
+            }
             None => disk::create_overlay(&member.disk(), &image.path, size_bytes)?,
         }
-    }
-    if let Some(saved) = saved {
-        saved.link_layers(&member)?;
     }
     write_seed(&record, &member, &client_key, &host_key)?;
     write_known_hosts(&record, &member)?;
@@ -65,6 +70,23 @@ pub(super) fn create(
     Ok((record, restore))
 }
 
+/// A derived image's file systems fill the disk it was built on.
+fn check_size(image: &CachedImage, size_bytes: u64) -> Result<()> {
+    if image.layers.is_empty() || size_bytes >= image.size_bytes {
+        return Ok(());
+    }
+    let image_gib = image.size_bytes.div_ceil(1 << 30);
+    Err(Error::new(
+        ErrorKind::InvalidSpec,
+        format!(
+            "make a disk of {} GiB: the image {} was built on one of {image_gib} GiB",
+            size_bytes >> 30,
+            image.reference
+        ),
+    )
+    .hint(format!("give the disk {image_gib} GiB or more, or build the image on a smaller one")))
+}
+
 fn new_record(
     request: &StartRequest,
     cluster: &ClusterPaths,
@@ -77,8 +99,8 @@ fn new_record(
     let (image_path, image_digest) =
         image.map(|i| (i.path.clone(), i.digest.clone())).unwrap_or_default();
     let image_stamp = match image {
-        Some(image) => ImageStamp::of(&image.path)?,
-        None => ImageStamp { size_bytes: 0, modified_ns: 0 },
+        Some(image) if choice.backend.has_guest() => ImageStamp::of(&image.path)?,
+        _ => ImageStamp { size_bytes: 0, modified_ns: 0 },
     };
     Ok(VmRecord {
         format: VmRecord::FORMAT,
@@ -94,7 +116,7 @@ fn new_record(
         image_stamp,
         image_digest,
         host_key: host_key.public_openssh(),
-        layers: Vec::new(),
+        layers: image.map(CachedImage::layer_names).unwrap_or_default(),
         aliases: Vec::new(),
         snapshot: None,
         machine_id: None,

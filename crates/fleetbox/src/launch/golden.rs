@@ -80,12 +80,16 @@ async fn find_or_make(
     }
     request.progress.begin(Stage::Golden);
     snapshot::remove_half_made(&paths.goldens())?;
+    // Without a record it is none.
+    snapshot::remove(&dir)?;
     let golden = make(request, start).await?;
     let saved = save(golden, &dir).await;
     match saved {
         Ok(()) => {
-            snapshot::keep_within_budget(paths)?;
-            Ok(usable(&dir, request))
+            // What is used is kept.
+            let made = usable(&dir, request);
+            snapshot::keep_within_budget(paths, dir.dir())?;
+            Ok(made)
         }
         Err(e) if matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::Unsupported) => {
             request.progress.note(format!("a cold boot: {}", e.report()));

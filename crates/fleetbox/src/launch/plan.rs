@@ -40,11 +40,11 @@ pub(super) fn start_of(
     progress: &ProgressSink,
 ) -> Result<Start> {
     let (image, why) = match image {
-        None => return Ok(Start { choice, from: From::Nothing }),
-        Some((_, BootSource::Kernel(files))) => {
+        None | Some((_, None)) => return Ok(Start { choice, from: From::Nothing }),
+        Some((_, Some(BootSource::Kernel(files)))) => {
             return Ok(Start { choice, from: From::Kernel(files.clone()) });
         }
-        Some((image, BootSource::Loader { why })) => (image, why),
+        Some((image, Some(BootSource::Loader { why }))) => (image, why),
     };
     let needed = |e: Error| e.detail(format!("needed, as fleetbox cannot {why}"));
     match firmware::find(choice.backend, image.arch) {

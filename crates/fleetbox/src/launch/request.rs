@@ -46,6 +46,7 @@ impl StartRequest {
     pub(crate) fn check(&self) -> Result<()> {
         self.spec.check()?;
         crate::env::memory_limit()?;
+        crate::env::cache_bytes()?;
         if self.host_routable {
             crate::net::check_host_routable()?;
         }

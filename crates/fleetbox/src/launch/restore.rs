@@ -2,6 +2,7 @@
 //! here, and what the backend and the guest are told. It must not save or boot.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use super::plan::Start;
 use crate::backend::{Identity, Restore};
@@ -71,6 +72,12 @@ impl Saved {
         record.snapshot.clone_from(&self.of);
         record.aliases =
             self.alias.iter().filter(|alias| **alias != record.name).cloned().collect();
+    }
+
+    /// What its disk lies on, the disk it had included.
+    pub(super) fn layers(&self) -> Vec<PathBuf> {
+        let saved = self.member_paths();
+        self.member.layers.iter().map(|layer| saved.layer(layer)).collect()
     }
 
     pub(super) fn member_paths(&self) -> SavedPaths {

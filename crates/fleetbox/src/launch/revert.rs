@@ -4,7 +4,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::restore::{self, Saved};
-use super::{StartRequest, choose, image, plan, ready};
+use super::{StartRequest, choose, image, layers, plan, ready};
 use crate::backend::{Backend, BootPlan};
 use crate::control::client::Client;
 use crate::control::message::Outage;
@@ -34,7 +34,8 @@ pub(crate) async fn revert(
     };
     let saved = restore::named(&paths, of)?;
     let choice = choose(&paths, &request, Some(&record)).await?;
-    let image = image(&paths, &request, Some(&record), &choice).await?;
+    let layers = layers(&paths, Some(&record), None);
+    let image = image(&paths, &request, Some(&record), layers, &choice).await?;
     let start = plan::start_of(choice, image.as_ref(), &request.progress)?;
     saved.check(&start)?;
 

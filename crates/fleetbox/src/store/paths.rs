@@ -106,6 +106,16 @@ impl Paths {
         self.goldens().join(format!("{key}.lock"))
     }
 
+    /// Layers of derived images, each in a directory called by its key.
+    pub(crate) fn layers(&self) -> PathBuf {
+        self.root.join("cache/layers")
+    }
+
+    /// Names of derived images.
+    pub(crate) fn derived(&self) -> PathBuf {
+        self.root.join("cache/derived")
+    }
+
     /// Held for the instant in which it is decided who may have memory.
     pub(crate) fn memory_lock(&self) -> PathBuf {
         self.root.join("memory.lock")

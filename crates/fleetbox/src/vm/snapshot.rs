@@ -1,6 +1,7 @@
 //! Owns saving a [`Vm`]. What a snapshot is, and what can be made of it, is [`Snapshot`]'s.
 
 use super::Vm;
+use crate::env;
 use crate::error::{Error, Result};
 use crate::launch;
 use crate::snapshot::{self, Snapshot, Source};
@@ -18,11 +19,13 @@ impl Vm {
     /// Dropped before it is done, it leaves no snapshot, and a machine that runs on.
     ///
     /// # Errors
-    /// [`ErrorKind::NotRunning`]; [`ErrorKind::Conflict`] if there is a snapshot of that name;
-    /// [`ErrorKind::Unsupported`] if the backend [cannot](crate::Capabilities) save machines;
-    /// [`ErrorKind::NoSpace`].
+    /// [`ErrorKind::NotRunning`](crate::ErrorKind::NotRunning);
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) if there is a snapshot of that name;
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if the backend
+    /// [cannot](crate::Capabilities) save machines; [`ErrorKind::NoSpace`](crate::ErrorKind::NoSpace).
     pub async fn snapshot(&self, name: &str) -> Result<Snapshot> {
         let name = Name::new(name)?;
+        env::cache_bytes()?;
         self.able_to_save()?;
         if self.state().await? == super::State::Stopped {
             return Err(Error::not_running(self.name()));
@@ -33,7 +36,7 @@ impl Vm {
         let saved = snapshot::save(cluster, vec![Source::of(self)], None, false, &target).await;
         let record = saved.map_err(|e| self.mine(e))?;
         self.note_snapshot(SnapshotOf { snapshot: name.clone(), vm: self.record().name.clone() })?;
-        snapshot::keep_within_budget(&paths)?;
+        snapshot::keep_within_budget(&paths, target.dir())?;
         Ok(Snapshot::of(name.to_string(), target, record, false))
     }
 

@@ -6,6 +6,7 @@ mod attribute;
 #[cfg(feature = "unstable-fake")]
 mod cluster;
 mod conformance;
+mod derived;
 mod etcd;
 #[cfg(feature = "unstable-fake")]
 mod fake;

@@ -60,14 +60,14 @@ impl ByHand {
     }
 }
 
-/// A bridge with two taps.
-struct Bridge {
+/// A bridge with two taps, and the seeds' gateway on it.
+pub(in crate::bench) struct Bridge {
     name: String,
-    taps: [String; 2],
+    pub(in crate::bench) taps: [String; 2],
 }
 
 impl Bridge {
-    fn make() -> Outcome<Self> {
+    pub(in crate::bench) fn make() -> Outcome<Self> {
         let routes = process::run(process::command("ip").args(["route", "show", NETWORK]))?.stdout;
         if !routes.is_empty() {
             return Err(Failure::new(format!("the host has a route to {NETWORK} already"))
@@ -99,7 +99,7 @@ impl Bridge {
         outcome
     }
 
-    fn close(self) -> Outcome<()> {
+    pub(in crate::bench) fn close(self) -> Outcome<()> {
         self.remove()
     }
 }

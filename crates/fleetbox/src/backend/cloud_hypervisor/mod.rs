@@ -9,6 +9,7 @@ mod sparse;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -168,6 +169,13 @@ impl Machine for CloudHypervisor {
         together: &'a Together,
     ) -> Asked<'a, Saved> {
         Box::pin(save::save(self, plan, paused, together))
+    }
+
+    fn copy_disk<'a>(&'a self, _target: &'a Path) -> Asked<'a, ()> {
+        Box::pin(async {
+            let what = "copy the disk of a machine that runs: cloud-hypervisor holds back writes";
+            Err(Error::new(ErrorKind::Unsupported, what))
+        })
     }
 
     fn kill(&self) -> Asked<'_, ()> {

@@ -5,6 +5,7 @@
 mod command;
 mod gate;
 pub(crate) mod guest;
+mod layer;
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddrV4;
@@ -60,11 +61,14 @@ pub(super) async fn boot(
         .and_then(UdpSocket::from_std)
         .map_err(failed("serve echo"))?;
     let (paused, pause) = watch::channel(false);
+    let is_new = !home_of(plan).exists();
     let guest = from_seed(plan, pause.clone()).map_err(failed("read the seed"))?;
     let home = guest.home.clone();
     if let Some(restore) = &plan.restore {
         let saved = restore.memory.with_file_name(SAVED_HOME);
         copy_files(&saved, &home).map_err(failed("restore the fake guest's files"))?;
+    } else if is_new {
+        layer::read(&plan.layers, &home).map_err(failed("read the fake guest's files"))?;
     }
     write_console(&plan.console).map_err(failed("write the console"))?;
     #[expect(clippy::disallowed_methods, reason = "a backend starts its monitor")]
@@ -196,7 +200,7 @@ fn from_seed(plan: &BootPlan, paused: Paused) -> io::Result<FakeGuest> {
         value.as_str().map(str::to_owned).ok_or_else(|| io::Error::other("the seed lacks a value"))
     };
     let user = &config["users"][0];
-    let home: PathBuf = plan.seed.with_file_name("guest");
+    let home = home_of(plan);
     std::fs::create_dir_all(&home)?;
     Ok(FakeGuest {
         host_key_private_openssh: text(&config["ssh_keys"]["ed25519_private"])?,
@@ -206,6 +210,10 @@ fn from_seed(plan: &BootPlan, paused: Paused) -> io::Result<FakeGuest> {
         home,
         paused,
     })
+}
+
+fn home_of(plan: &BootPlan) -> PathBuf {
+    plan.seed.with_file_name("guest")
 }
 
 /// Where a snapshot has the guest's files.
@@ -291,6 +299,12 @@ impl Machine for FakeMachine {
             }
             saved.map_err(|e| Error::io("save to", &plan.memory, e))?;
             Ok(Saved { paused: began.elapsed() })
+        })
+    }
+
+    fn copy_disk<'a>(&'a self, target: &'a Path) -> Asked<'a, ()> {
+        Box::pin(async move {
+            layer::write(&self.home, target).map_err(|e| Error::io("write", target, e))
         })
     }
 

@@ -11,6 +11,7 @@ mod volatile;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -134,6 +135,10 @@ impl Machine for QemuMachine {
         together: &'a Together,
     ) -> Asked<'a, Saved> {
         Box::pin(save::save(self, plan, paused, tap, together))
+    }
+
+    fn copy_disk<'a>(&'a self, target: &'a Path) -> Asked<'a, ()> {
+        Box::pin(save::copy_disk(self, target))
     }
 
     fn kill(&self) -> Asked<'_, ()> {

@@ -21,6 +21,7 @@ use super::args::{DISK_NODE, Memory};
 use super::{QemuMachine, migration, start};
 use crate::backend::{BootPlan, SavePlan, Saved, Together, monitor};
 use crate::error::{Error, ErrorKind, Result};
+use crate::images::space;
 
 pub(super) async fn save(
     machine: &QemuMachine,
@@ -109,6 +110,36 @@ async fn run(
     Ok(Saved { paused })
 }
 
+/// Copies the disk's own overlay, as it is now, to the empty one at `target`.
+pub(super) async fn copy_disk(machine: &QemuMachine, target: &Path) -> Result<()> {
+    let (qmp, mut events) = (&machine.qmp, machine.qmp.events());
+    let copying = async {
+        migration::begin_disk_copy(qmp, DISK_NODE, target).await?;
+        migration::end_disk_copy(qmp, &mut events).await
+    };
+    let copied = tokio::select! {
+        copied = copying => copied,
+        () = machine.monitor.wait() => Err(io::Error::other("the machine ended")),
+    };
+    let file = target.to_owned();
+    let synced = match copied {
+        Ok(()) => tokio::task::spawn_blocking(move || sync(&file)).await.map_err(io::Error::other),
+        Err(e) => Err(e),
+    };
+    synced.and_then(|synced| synced).map_err(|e| disk_failed(e, machine, target))
+}
+
+fn disk_failed(source: io::Error, machine: &QemuMachine, target: &Path) -> Error {
+    let kind = if is_full(&source) { ErrorKind::NoSpace } else { ErrorKind::HolderDied };
+    Error::new(kind, format!("copy the disk to {}", target.display()))
+        .vm(machine.plan.vm.as_str())
+        .source(source)
+}
+
+fn is_full(error: &io::Error) -> bool {
+    error.to_string().contains("No space left")
+}
+
 /// After a failure the machine runs as it did before.
 async fn go_on(machine: &QemuMachine, paused: bool) {
     let began = Instant::now();
@@ -124,8 +155,18 @@ fn sync(file: &Path) -> io::Result<()> {
     std::fs::File::open(file)?.sync_all()
 }
 
+/// A monitor whose memory's file finds no room is killed, and cannot say why.
+const ROOM_BYTES_MIN: u64 = 64 << 20;
+
+fn has_no_room(plan: &SavePlan) -> bool {
+    let dir = plan.memory.parent().unwrap_or(Path::new("/"));
+    std::fs::File::open(dir).ok().is_some_and(|open| {
+        space::free_bytes_of(open, dir).is_ok_and(|free_bytes| free_bytes < ROOM_BYTES_MIN)
+    })
+}
+
 fn failed(source: io::Error, plan: &SavePlan) -> Error {
-    let full = source.to_string().contains("No space left");
+    let full = is_full(&source) || has_no_room(plan);
     let kind = if full { ErrorKind::NoSpace } else { ErrorKind::HolderDied };
     let error = Error::new(kind, format!("save the machine to {}", plan.memory.display()))
         .vm(plan.vm.as_str())

@@ -1,6 +1,7 @@
 //! Owns saving members as they are at one instant, and telling a restored one who it is. What is saved,
 //! and what is told, is the plan's; how, the backend's.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -70,6 +71,15 @@ impl State {
         let saved = machine.save(plan, paused, tap, together).await?;
         self.note(Some(&plan.vm), What::Save { paused_us: micros(saved.paused) });
         Ok(saved.paused)
+    }
+
+    /// Copies a member's own disk as it is at one instant.
+    pub(in crate::holder) async fn copy_disk(&self, vm: &Name, target: &Path) -> Result<()> {
+        let machine = self.machine(vm)?;
+        // One at a time, and not while it is saved.
+        let turn = self.pausing_turn(vm)?;
+        let _turn = turn.lock().await;
+        machine.copy_disk(target).await
     }
 
     /// Ends what waits in a guest to be told who it is: it was saved, and stays who it is.

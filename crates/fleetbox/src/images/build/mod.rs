@@ -100,7 +100,7 @@ impl BuildOptions {
 }
 
 /// An alias that no other image has by right: a published one's could not be fetched any more.
-fn check_name(name: &str) -> Result<()> {
+pub(super) fn check_name(name: &str) -> Result<()> {
     super::check_alias(name)?;
     if catalog::aliases().all(|alias| alias != catalog::canonical(name)) {
         return Ok(());
@@ -134,6 +134,7 @@ pub(super) async fn build_at(
     options.check()?;
     let made = Made::now();
     let name = options.name.as_deref().unwrap_or(alias).to_owned();
+    super::check_not_derived(paths, &name)?;
     let slot = Slot::new(paths, &name, &made.snapshot, arch);
     slot.make_dir()?;
     let build_lock = Slot::new(paths, &name, "build", arch).lock();

@@ -91,7 +91,7 @@ impl Work<'_> {
             for mapping in table::read_mappings(&self.source, &self.header, *l2_offset, 0, entries)?
             {
                 match mapping {
-                    Mapping::Zero => {}
+                    Mapping::Absent | Mapping::Zero => {}
                     Mapping::Plain { .. } => plain += 1,
                     Mapping::Compressed { .. } => compressed += 1,
                 }
@@ -181,7 +181,8 @@ impl Work<'_> {
         let disk_offset = chunk as u64 * buffer.len() as u64;
         let length = self.header.size_bytes.next_multiple_of(512).saturating_sub(disk_offset);
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(buffer.len());
-        let mapped = mappings.iter().filter(|mapping| **mapping != Mapping::Zero).count();
+        let is_data = |mapping: &&Mapping| !matches!(mapping, Mapping::Absent | Mapping::Zero);
+        let mapped = mappings.iter().filter(is_data).count();
         if mapped > 0 && length > 0 {
             self.fill(&mappings, inflater, buffer)?;
             write_sparse(self.raw, &buffer[..length], disk_offset)
@@ -197,7 +198,7 @@ impl Work<'_> {
             let mut run = 1;
             let begin = at * cluster_bytes;
             match *mapping {
-                Mapping::Zero => buffer[begin..begin + cluster_bytes].fill(0),
+                Mapping::Absent | Mapping::Zero => buffer[begin..begin + cluster_bytes].fill(0),
                 Mapping::Compressed { offset, length } => inflater.inflate(
                     &self.source,
                     &self.header,

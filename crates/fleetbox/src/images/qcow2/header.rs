@@ -28,6 +28,8 @@ pub(super) enum Compression {
 pub(super) struct Header {
     /// Version 3 gave the lowest bit of a table entry the meaning "reads as zeros".
     pub has_zero_flag: bool,
+    /// What is not in it is in the file it lies on.
+    pub has_backing: bool,
     pub cluster_bits: u32,
     pub size_bytes: u64,
     pub l1_offset: u64,
@@ -37,7 +39,17 @@ pub(super) struct Header {
 }
 
 impl Header {
+    /// The header of an image that is whole in itself.
     pub(super) fn read(source: &Source<'_>) -> Result<Self> {
+        let header = Self::read_overlay(source)?;
+        if header.has_backing {
+            return Err(source.unsupported("it needs a backing file"));
+        }
+        Ok(header)
+    }
+
+    /// The same of one that may lie on another.
+    pub(super) fn read_overlay(source: &Source<'_>) -> Result<Self> {
         let mut bytes = [0u8; HEADER_V3_BYTES + 8];
         let present = usize::try_from(source.length_bytes).unwrap_or(usize::MAX).min(bytes.len());
         source.read_at(&mut bytes[..present], 0)?;
@@ -52,9 +64,6 @@ impl Header {
             return Err(source.unsupported(&format!("version {version} is unknown")));
         }
         let has_zero_flag = version == 3;
-        if be64(&bytes, 8) != 0 {
-            return Err(source.unsupported("it needs a backing file"));
-        }
         if be32(&bytes, 32) != 0 {
             return Err(source.unsupported("it is encrypted"));
         }
@@ -77,6 +86,7 @@ impl Header {
         }
         Ok(Self {
             has_zero_flag,
+            has_backing: be64(&bytes, 8) != 0,
             cluster_bits,
             size_bytes,
             l1_offset: be64(&bytes, 40),

@@ -1,9 +1,10 @@
-//! Owns reading qcow2 images: their header, tables and clusters, and turning one into a sparse raw
-//! file. It must not trust a byte of them, and must not know where images come from.
+//! Owns reading qcow2 images: their header, tables and clusters, and turning one, or
+//! several that lie on another, into a sparse raw file. It must not trust a byte of them, and must not know where images come from.
 
 mod cluster;
 mod convert;
 mod header;
+mod overlay;
 mod table;
 
 use std::fs::File;
@@ -13,6 +14,7 @@ use std::path::Path;
 use crate::error::{Error, ErrorKind, Result};
 
 pub(crate) use convert::{convert, write_sparse};
+pub(crate) use overlay::{copy, flatten};
 
 /// The first four bytes of every qcow2 file.
 pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";

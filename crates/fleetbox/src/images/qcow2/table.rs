@@ -12,7 +12,9 @@ const FLAG_ZERO: u64 = 1;
 /// Where one cluster of the disk has its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mapping {
-    /// Nowhere: it reads as zeros.
+    /// Nowhere: it reads as what the file lies on, and as zeros if that is nothing.
+    Absent,
+    /// It reads as zeros.
     Zero,
     Plain {
         offset: u64,
@@ -81,8 +83,11 @@ fn mapping(source: &Source<'_>, header: &Header, entry: u64) -> Result<Mapping> 
         return Ok(Mapping::Compressed { offset, length });
     }
     let offset = entry & OFFSET_MASK;
-    if offset == 0 || (header.has_zero_flag && entry & FLAG_ZERO != 0) {
+    if header.has_zero_flag && entry & FLAG_ZERO != 0 {
         return Ok(Mapping::Zero);
+    }
+    if offset == 0 {
+        return Ok(Mapping::Absent);
     }
     if !offset.is_multiple_of(header.cluster_bytes() as u64) {
         return Err(source.damaged("a cluster is not where a cluster can be"));

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::images::{CachedImage, work};
+use crate::images::{CachedImage, qcow2, work};
 use crate::progress::{ProgressSink, Stage};
 use crate::spec::Arch;
 use crate::store::lock;
@@ -131,7 +131,7 @@ fn cached(dir: &Path) -> Option<BootSource> {
 
 /// Builds the directory under a temporary name and renames it when it is whole.
 fn take_out(kernels: &Path, dir: &Path, image: &CachedImage) -> Result<BootSource> {
-    let disk = File::open(&image.path).map_err(|e| Error::io("open image", &image.path, e))?;
+    let disk = open(kernels, image)?;
     let partitions = find::partitions(&disk, image)?;
     let io = |e| Error::io("write", kernels, e);
     let new = tempfile::Builder::new().prefix(".new-").tempdir_in(kernels).map_err(io)?;
@@ -163,6 +163,40 @@ fn take_out(kernels: &Path, dir: &Path, image: &CachedImage) -> Result<BootSourc
     cached(dir).ok_or_else(|| {
         Error::new(ErrorKind::Internal, format!("read back the kernel in {}", dir.display()))
     })
+}
+
+/// The image's disk; of a derived image, a file of its own for as long as it is read.
+fn open(kernels: &Path, image: &CachedImage) -> Result<File> {
+    if image.layers.is_empty() {
+        return File::open(&image.path).map_err(|e| Error::io("open image", &image.path, e));
+    }
+    let flat = tempfile::tempfile_in(kernels).map_err(|e| Error::io("write", kernels, e))?;
+    qcow2::flatten(&image.path, &image.layers, &flat)?;
+    Ok(flat)
+}
+
+/// Lets the image of the digest `to` have the kernel of another, as they have the same.
+pub(crate) fn share(paths: &Paths, of: &str, to: &str) -> Result<()> {
+    let (kernels, target) = (paths.kernels(), paths.kernels().join(to));
+    let from = kernels.join(of);
+    if cached(&target).is_some() || cached(&from).is_none() {
+        return Ok(());
+    }
+    let io = |e| Error::io("write", &kernels, e);
+    let new = tempfile::Builder::new().prefix(".new-").tempdir_in(&kernels).map_err(io)?;
+    for entry in std::fs::read_dir(&from).map_err(|e| Error::io("list", &from, e))? {
+        let entry = entry.map_err(|e| Error::io("list", &from, e))?;
+        std::fs::hard_link(entry.path(), new.path().join(entry.file_name())).map_err(io)?;
+    }
+    match std::fs::rename(new.path(), &target) {
+        Err(e) if !target.exists() => return Err(io(e)),
+        // What is there is as good.
+        Err(_) => return Ok(()),
+        Ok(()) => {}
+    }
+    // Renamed away: there is nothing left to remove.
+    let _ = new.keep();
+    Ok(())
 }
 
 fn is_about_the_image(error: &Error) -> bool {

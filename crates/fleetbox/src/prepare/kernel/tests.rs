@@ -51,6 +51,7 @@ fn cached_image(path: PathBuf, arch: Arch) -> CachedImage {
         path,
         digest: "d".repeat(64),
         arch,
+        layers: Vec::new(),
     }
 }
 

@@ -29,10 +29,10 @@ use tokio::sync::mpsc;
 use self::destination::{GuestPath, Kind};
 use super::end::Mark;
 use super::input::{Feed, Input};
-use super::output;
 use super::running::{Control, Ended, Request, Running};
 use super::session::Session;
 use super::sink::Sink;
+use super::{output, quote};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes per chunk on the way to the guest.
@@ -49,6 +49,22 @@ const LABEL_CHARS: usize = 200;
 /// A file appears whole or not at all. Dropping the future ends both sides; of a directory, what
 /// was copied until then stays.
 pub(crate) async fn copy_to(session: &Session, host: &Path, guest: &str) -> Result<()> {
+    copy_to_as(session, host, guest, User::Own).await
+}
+
+/// [`copy_to`] as root, through `sudo -n`; what is copied is root's.
+pub(crate) async fn copy_to_as_root(session: &Session, host: &Path, guest: &str) -> Result<()> {
+    copy_to_as(session, host, guest, User::Root).await
+}
+
+/// Who writes in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum User {
+    Own,
+    Root,
+}
+
+async fn copy_to_as(session: &Session, host: &Path, guest: &str, user: User) -> Result<()> {
     let what =
         format!("copy {} to {}", host.display(), output::label(guest.as_bytes(), LABEL_CHARS));
     let guest = GuestPath::new(guest).map_err(|e| e.vm(session.vm()))?;
@@ -56,8 +72,8 @@ pub(crate) async fn copy_to(session: &Session, host: &Path, guest: &str) -> Resu
     let source = blocking(move || pack::Source::of(&path)).await??;
     let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
     let kind = source.kind();
-    let request =
-        request(what.clone(), &guest.receive(&source), Input::Chunks(receiver), Sink::Discard);
+    let text = guest.receive(&source);
+    let request = request(what.clone(), &text, user, Input::Chunks(receiver), Sink::Discard);
     let mut running = Running::start(session.clone(), request);
     let mut packing = tokio::task::spawn_blocking(move || pack::pack(&source, chunks));
     let mut packed = None;
@@ -93,7 +109,8 @@ pub(crate) async fn copy_from(session: &Session, guest: &str, host: &Path) -> Re
     let path = host.to_owned();
     blocking(move || destination::check_host(&path)).await??;
     let (packets, receiver) = mpsc::channel(PACKETS_AHEAD);
-    let request = request(what.clone(), &guest.send(), Input::None, Sink::Stream(packets));
+    let text = guest.send();
+    let request = request(what.clone(), &text, User::Own, Input::None, Sink::Stream(packets));
     let mut running = Running::start(session.clone(), request);
     let stream = Chunks { receiver, current: Bytes::new(), lost: running.lost() };
     let (path, base) = (host.to_owned(), guest.base());
@@ -140,11 +157,18 @@ pub(crate) async fn copy_from(session: &Session, guest: &str, host: &Path) -> Re
     blocking(move || done.keep()).await?.map_err(|f| f.into_error(&what).vm(session.vm()))
 }
 
-fn request(label: String, text: &[u8], input: Input, stdout: Sink) -> Request {
+fn request(label: String, text: &[u8], user: User, input: Input, stdout: Sink) -> Request {
     let mark = Mark::new();
     let mut marked = Vec::new();
     mark.export(&mut marked);
-    marked.extend_from_slice(text);
+    let own = [&marked, text].concat();
+    match user {
+        User::Own => marked = own,
+        User::Root => {
+            marked.extend_from_slice(b"exec sudo -n -- sh -c");
+            quote::words(&mut marked, [own.as_slice()]);
+        }
+    }
     Request {
         text: marked,
         mark,

@@ -62,7 +62,12 @@ fn conforms(word: &str) {
 
 fn builder(backend: Backend, name: &str, size: usize) -> ClusterBuilder {
     let builder = Cluster::builder(name).size(size).backend(backend);
-    builder.memory_mib(MEMORY_MIB).cpus(1).durable(true)
+    builder.memory_mib(MEMORY_MIB).cpus(1).durable(true).warm(can_be_warm(backend))
+}
+
+/// Others boot, and a word on it is nothing to read.
+fn can_be_warm(backend: Backend) -> bool {
+    backend.capabilities().snapshot
 }
 
 async fn run(backend: Backend, name: &str) -> Result<()> {

@@ -212,7 +212,8 @@ async fn a_cluster_has_its_addresses(bed: &Bed) -> Result<()> {
         .backend(bed.backend)
         .memory_mib(MEMORY_MIB)
         .cpus(CPUS)
-        .every(|vm| vm.ephemeral(true).warm(true))
+        .warm(true)
+        .every(|vm| vm.ephemeral(true))
         .start()
         .await?;
     let vms = cluster.vms();
@@ -341,7 +342,8 @@ async fn a_formed_cluster_goes_on_elsewhere(bed: &Bed) -> Result<()> {
         .backend(bed.backend)
         .memory_mib(MEMORY_MIB)
         .cpus(CPUS)
-        .every(|vm| vm.ephemeral(true).warm(true))
+        .warm(true)
+        .every(|vm| vm.ephemeral(true))
         .start()
         .await?;
     let vms = cluster.vms();
