@@ -90,12 +90,11 @@ impl Backend {
                 disk_fill: true,
                 disk_faults: false,
                 disk_loss: false,
-                snapshot: false,
+                snapshot: true,
             },
             Backend::Qemu => Capabilities {
                 disk_faults: true,
                 disk_loss: true,
-                snapshot: true,
                 ..Backend::CloudHypervisor.capabilities()
             },
             Backend::Fake => Capabilities {
@@ -103,7 +102,6 @@ impl Backend {
                 clock: false,
                 disk_fill: false,
                 disk_faults: true,
-                snapshot: true,
                 ..Backend::CloudHypervisor.capabilities()
             },
         }
@@ -112,6 +110,11 @@ impl Backend {
     /// Whether there is a system in its machines that knows who it is.
     pub(crate) fn has_guest(self) -> bool {
         self != Backend::Fake
+    }
+
+    /// Whether its disk's file is what the guest wrote only once the guest flushed it.
+    pub(crate) fn holds_back_writes(self) -> bool {
+        self == Backend::CloudHypervisor
     }
 
     /// The word used in `FLEETBOX_BACKEND` and `--backend`.
@@ -216,6 +219,9 @@ pub(crate) struct BootPlan {
     /// Further names by which its fellows know it.
     #[serde(default)]
     pub aliases: Vec<Name>,
+    /// A directory for what the monitor writes on request; made when it starts.
+    #[serde(default)]
+    pub scratch: PathBuf,
     /// It comes back from there, instead of booting.
     #[serde(default)]
     pub restore: Option<Box<Restore>>,
@@ -254,6 +260,7 @@ impl BootPlan {
             disk_bytes: 20 << 30,
             layers: Vec::new(),
             aliases: Vec::new(),
+            scratch: "/scratch".into(),
             restore: None,
             memory: None,
         }
@@ -292,8 +299,8 @@ pub(crate) trait Machine: Send + Sync {
         together: &'a Together,
     ) -> Asked<'a, Saved>;
     /// Copies the machine's own disk as it is at one instant, without what that lies on, to `target`, an
-    /// empty overlay on the same, if its backend is [able](Capabilities) to save machines. It runs on
-    /// meanwhile. When this returns the file is whole and on the host's disk.
+    /// empty overlay on the same, unless its backend [holds back writes](Backend::holds_back_writes). It
+    /// runs on meanwhile. When this returns the file is whole and on the host's disk.
     fn copy_disk<'a>(&'a self, target: &'a Path) -> Asked<'a, ()>;
     /// Ends the monitor at once, as a power cut would.
     fn kill(&self) -> Asked<'_, ()>;
@@ -301,11 +308,12 @@ pub(crate) trait Machine: Send + Sync {
     fn ended(&self) -> Ended;
 }
 
-/// The machine as the monitor is told it. Of others than QEMU, what they are told follows from the plan
-/// in the same way.
+/// The machine as the monitor is told it.
 pub(crate) fn command_line(plan: &BootPlan) -> Vec<String> {
     match plan.backend {
         Backend::Qemu => qemu::command_line(plan),
+        #[cfg(target_os = "linux")]
+        Backend::CloudHypervisor => cloud_hypervisor::command_line(plan),
         backend => vec![format!("{backend} {} {} {}", plan.arch, plan.cpus, plan.memory_mib)],
     }
 }
@@ -320,21 +328,25 @@ pub(crate) async fn boot(
     match plan.backend {
         #[cfg(target_os = "linux")]
         Backend::CloudHypervisor => {
-            Ok(Box::new(cloud_hypervisor::boot(plan, network, tap_number).await?))
+            let tap = tap(plan, network, tap_number).await?;
+            Ok(Box::new(cloud_hypervisor::boot(plan, network, tap_number, tap).await?))
         }
         #[cfg(not(target_os = "linux"))]
         Backend::CloudHypervisor => Err(select::needs_linux()),
         Backend::Qemu => {
-            let name = crate::net::plan::tap_name(tap_number);
-            let tap: OwnedFd = match plan.restore {
-                None => network.tap(name).await?,
-                Some(_) => network.tap_apart(name).await?,
-            };
-            Ok(Box::new(qemu::boot(plan, tap).await?))
+            Ok(Box::new(qemu::boot(plan, tap(plan, network, tap_number).await?).await?))
         }
         #[cfg(feature = "unstable-fake")]
         Backend::Fake => Ok(Box::new(fake::boot(plan, network, tap_number).await?)),
         #[cfg(not(feature = "unstable-fake"))]
         Backend::Fake => Err(select::fake_is_off()),
+    }
+}
+
+async fn tap(plan: &BootPlan, network: &crate::net::Network, number: u32) -> Result<OwnedFd> {
+    let name = crate::net::plan::tap_name(number);
+    match plan.restore {
+        None => network.tap(name).await,
+        Some(_) => network.tap_apart(name).await,
     }
 }

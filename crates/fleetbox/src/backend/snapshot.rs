@@ -72,6 +72,28 @@ impl fmt::Debug for Identity {
     }
 }
 
+#[cfg(test)]
+impl Identity {
+    /// Somebody, for tests that ask nobody.
+    pub(super) fn sample() -> Self {
+        Self {
+            token: "token".into(),
+            hostname: "web".into(),
+            fqdn: "web.fleetbox.internal".into(),
+            machine_id: None,
+            host_key_private_openssh: String::new(),
+            host_key_public: String::new(),
+            mac: "52:54:00:00:00:01".into(),
+            address: Ipv4Addr::new(10, 213, 77, 10),
+            prefix_length: 24,
+            gateway: Ipv4Addr::new(10, 213, 77, 1),
+            saved_mac: "52:54:00:00:00:01".into(),
+            saved_address: Ipv4Addr::new(10, 213, 77, 10),
+            fellows: Vec::new(),
+        }
+    }
+}
+
 /// What a save came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Saved {

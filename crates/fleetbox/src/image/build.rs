@@ -240,14 +240,14 @@ impl<'a> Plan<'a> {
         let member = vm.cluster_paths().member(&vm.record().name);
         let below: Vec<_> = vm.record().layers.iter().map(|layer| member.layer(layer)).collect();
         layer::link(&below, &dir)?;
-        if vm.backend().capabilities().snapshot {
-            copy_running(vm, &dir.join(&top)).await?;
-            guest::remember(vm).await?;
-        } else {
+        if vm.backend().holds_back_writes() {
             let is_last = at + 1 == self.steps.len();
             if let Some(again) = self.copy_stopped(vm, &dir.join(&top), is_last).await? {
                 builder.vm = again;
             }
+        } else {
+            copy_running(vm, &dir.join(&top)).await?;
+            guest::remember(vm).await?;
         }
         let record = builder.vm.record();
         let layer = Layer {

@@ -120,6 +120,7 @@ impl Start {
             disk_bytes: u64::from(record.spec.disk_gib) << 30,
             layers: record.layers.iter().map(|layer| member.layer(layer)).collect(),
             aliases: record.aliases.clone(),
+            scratch: member.scratch(),
             restore: None,
             memory: None,
         }

@@ -48,6 +48,7 @@ fn machine(plan: &BootPlan) -> Result<String> {
         seed: "/seed".into(),
         console: "/console".into(),
         vmm_log: "/log".into(),
+        scratch: "/scratch".into(),
         mac: "52:54:00:00:00:00".to_owned(),
         ephemeral: true,
         durable: false,

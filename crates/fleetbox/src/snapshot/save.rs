@@ -175,7 +175,9 @@ async fn wait_all(sources: &[Source]) -> Result<Vec<String>> {
             if backend.is_some_and(|backend| !backend.has_guest()) {
                 return Ok((place, String::new()));
             }
-            let token = waiter::start(&session, &mac).await.map_err(|e| e.vm(name.as_str()))?;
+            let write_through = backend.is_some_and(Backend::holds_back_writes);
+            let token = waiter::start(&session, &mac, write_through).await;
+            let token = token.map_err(|e| e.vm(name.as_str()))?;
             Ok((place, token))
         });
     }

@@ -13,10 +13,14 @@ const START: &str =
 /// What it says when it waits.
 const WAITS: &str = "waits";
 
-/// Lets the guest with that MAC wait. Returns what it knows who may tell it.
-pub(super) async fn start(session: &Session, mac: &str) -> Result<String> {
+/// Lets the guest with that MAC wait, and flush each write while it does, if asked to. Returns what it
+/// knows who may tell it.
+pub(super) async fn start(session: &Session, mac: &str, write_through: bool) -> Result<String> {
     let token = random::hex::<16>()?;
-    let program = format!("TOKEN = '{token}'\nMAC = '{}'\n{PROGRAM}", mac.to_ascii_lowercase());
+    let mac = mac.to_ascii_lowercase();
+    let write_through = if write_through { "True" } else { "False" };
+    let program =
+        format!("TOKEN = '{token}'\nMAC = '{mac}'\nWRITE_THROUGH = {write_through}\n{PROGRAM}");
     let output = Command::shell(session.clone(), START)
         .sudo()
         .stdin_bytes(program.into_bytes())

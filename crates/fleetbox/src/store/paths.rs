@@ -295,6 +295,11 @@ impl MemberPaths {
         self.dir.join("vmm.log")
     }
 
+    /// What the monitor writes on request, until it is put where it belongs.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        self.dir.join("scratch")
+    }
+
     /// What the guest's firmware remembers from boot to boot, where it has one.
     pub(crate) fn firmware_variables(&self) -> PathBuf {
         self.dir.join("firmware.fd")

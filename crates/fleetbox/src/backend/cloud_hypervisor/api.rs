@@ -34,8 +34,18 @@ impl Api {
 
     /// Asks for an action.
     pub(super) async fn put(&self, action: &str, body: Option<Value>) -> io::Result<()> {
+        self.put_within(self.answer_wait, action, body).await
+    }
+
+    /// Asks for an action that may take that long.
+    pub(super) async fn put_within(
+        &self,
+        answer_wait: Duration,
+        action: &str,
+        body: Option<Value>,
+    ) -> io::Result<()> {
         let exchange = self.exchange(action, body);
-        tokio::time::timeout(self.answer_wait, exchange)
+        tokio::time::timeout(answer_wait, exchange)
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }

@@ -10,13 +10,15 @@ use crate::spec::Arch;
 pub(super) const TAP_FD: RawFd = 10;
 pub(super) const API_FD: RawFd = 11;
 pub(super) const EVENTS_FD: RawFd = 12;
+/// What it calls the devices that are one VM's own.
+pub(super) const DISK_ID: &str = "disk0";
+pub(super) const SEED_ID: &str = "seed0";
+pub(super) const NET_ID: &str = "net0";
 
 /// `landlock`: whether the host's kernel can confine the monitor to its files.
 pub(super) fn arguments(plan: &BootPlan, landlock: bool) -> Vec<String> {
-    let mut args: Vec<String> = Vec::new();
+    let mut args = connections();
     let mut add = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
-    add("--api-socket", format!("fd={API_FD}"));
-    add("--event-monitor", format!("fd={EVENTS_FD}"));
     match &plan.boot {
         Boot::Kernel { kernel, initrd, cmdline } => {
             add("--kernel", text(kernel));
@@ -29,26 +31,54 @@ pub(super) fn arguments(plan: &BootPlan, landlock: bool) -> Vec<String> {
         Boot::Nothing => {}
     }
     add("--cpus", cpus(plan));
-    add("--memory", format!("size={}M", plan.memory_mib));
+    // Shared with nobody, but so only what the guest ever wrote to is saved of it.
+    add("--memory", format!("size={}M,shared=on", plan.memory_mib));
     // One flag for both: given twice, only the last counts.
-    add("--disk", format!("path={},image_type=qcow2,backing_files=on,id=disk0", text(&plan.disk)));
-    args.push(format!("path={},image_type=raw,readonly=on,id=seed0", text(&plan.seed)));
+    let disk = format!("image_type=qcow2,backing_files=on,id={DISK_ID}");
+    add("--disk", format!("path={},{disk}", text(&plan.disk)));
+    args.push(format!("path={},image_type=raw,readonly=on,id={SEED_ID}", text(&plan.seed)));
     let mut add = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
-    add("--net", format!("fd=[{TAP_FD}],mac={},id=net0", plan.mac));
+    add("--net", format!("fd=[{TAP_FD}],mac={},id={NET_ID}", plan.mac));
     add("--serial", format!("file={}", text(&plan.console)));
     add("--console", "off".to_owned());
     // Gives back what the guest frees. What was taken from the guest stays taken when it runs out, as
     // with QEMU.
     add("--balloon", "size=0,deflate_on_oom=off,free_page_reporting=on".to_owned());
     if landlock {
-        args.push("--landlock".to_owned());
-        // It allows the files it is told of, not those a disk lies on.
-        for below in [&plan.image].into_iter().chain(&plan.layers) {
-            let rule = format!("path={},access=r", text(below));
-            args.extend(["--landlock-rules".to_owned(), rule]);
-        }
+        args.extend([LANDLOCK, "--landlock-rules"].map(str::to_owned));
+        let rule = |(path, access): (&Path, &str)| format!("path={},access={access}", text(path));
+        args.extend(rules(plan).map(rule));
     }
     args
+}
+
+const LANDLOCK: &str = "--landlock";
+
+/// What a machine that comes back is run with: all else is in that directory.
+pub(super) fn restored(source: &Path, landlock: bool) -> Vec<String> {
+    let mut args = connections();
+    let source = text(Path::new(&url(source)));
+    let restore = format!("source_url={source},net_fds=[{NET_ID}@[{TAP_FD}]],resume=on");
+    args.extend(["--restore".to_owned(), restore]);
+    args.extend(landlock.then(|| LANDLOCK.to_owned()));
+    args
+}
+
+/// A directory as it wants it named: nothing in it is escaped.
+pub(super) fn url(dir: &Path) -> String {
+    format!("file://{}", dir.display())
+}
+
+fn connections() -> Vec<String> {
+    let api = ["--api-socket".to_owned(), format!("fd={API_FD}")];
+    let events = ["--event-monitor".to_owned(), format!("fd={EVENTS_FD}")];
+    api.into_iter().chain(events).collect()
+}
+
+/// What it may touch besides the files it is told of: those its disk lies on, and a place to write to.
+pub(super) fn rules(plan: &BootPlan) -> impl Iterator<Item = (&Path, &'static str)> {
+    let below = plan.layers.iter().chain([&plan.image]).map(|path| (path.as_path(), "r"));
+    below.chain([(plan.scratch.as_path(), "rw")])
 }
 
 fn cpus(plan: &BootPlan) -> String {
@@ -83,21 +113,29 @@ mod tests {
             "--disk path=\"/a,b/disk.qcow2\",image_type=qcow2,backing_files=on,id=disk0 \
              path=/seed.img,image_type=raw,readonly=on,id=seed0 --net fd=[10],mac=52:54:00:00:00:01"
         ));
-        assert!(line.contains("--cpus boot=2,nested=off --memory size=1024M"));
+        assert!(line.contains("--cpus boot=2,nested=off --memory size=1024M,shared=on"));
         assert!(!line.contains("landlock"));
     }
 
     #[test]
     fn where_the_kernel_can_it_is_confined_to_its_files_and_the_image() {
-        let line = arguments(&plan(), true).join(" ");
-        assert!(line.ends_with("--landlock --landlock-rules path=/cache/debian.raw,access=r"));
+        let plan = BootPlan { layers: vec!["/a,b/layer-1.qcow2".into()], ..plan() };
+        let line = arguments(&plan, true).join(" ");
+        assert!(line.ends_with(
+            "--landlock --landlock-rules path=\"/a,b/layer-1.qcow2\",access=r \
+             path=/cache/debian.raw,access=r path=/scratch,access=rw"
+        ));
     }
 
     #[test]
-    fn layers_may_be_read_too() {
-        let plan = BootPlan { layers: vec!["/vm/layer-1.qcow2".into()], ..plan() };
-        let line = arguments(&plan, true).join(" ");
-        assert!(line.ends_with("--landlock-rules path=/vm/layer-1.qcow2,access=r"), "{line}");
+    fn one_that_comes_back_is_told_where_from_and_gets_its_tap() {
+        let args = restored(Path::new("/a,b/scratch"), true);
+        assert_eq!(
+            args.join(" "),
+            "--api-socket fd=11 --event-monitor fd=12 --restore \
+             source_url=\"file:///a,b/scratch\",net_fds=[net0@[10]],resume=on --landlock"
+        );
+        assert!(!restored(Path::new("/a"), false).contains(&"--landlock".to_owned()));
     }
 
     #[test]

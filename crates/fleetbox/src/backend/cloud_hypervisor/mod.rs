@@ -3,6 +3,9 @@
 
 mod api;
 mod args;
+mod save;
+mod saved;
+mod sparse;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -34,6 +37,13 @@ const EVENT_BYTES_MAX: usize = 64 << 10;
 pub(crate) struct CloudHypervisor {
     api: Api,
     monitor: Monitor,
+    plan: BootPlan,
+}
+
+/// What a machine that boots is run with.
+pub(crate) fn command_line(plan: &BootPlan) -> Vec<String> {
+    // Whether the host confines it is nothing to the guest.
+    args::arguments(plan, false)
 }
 
 /// Starts cloud-hypervisor and waits until its guest runs.
@@ -41,21 +51,20 @@ pub(crate) async fn boot(
     plan: &BootPlan,
     network: &Network,
     tap_number: u32,
+    tap: OwnedFd,
 ) -> Result<CloudHypervisor> {
-    let tap = network.tap(crate::net::plan::tap_name(tap_number)).await?;
     let failed = |what| move |e: io::Error| monitor::failed(plan, what, e);
     let (name, listener) =
         network.listen_local(format!("vmm-{tap_number}")).await.map_err(failed("prepare"))?;
     let (event_sender, events) = pipe::pipe().map_err(failed("prepare"))?;
     let event_sender = event_sender.into_blocking_fd().map_err(failed("prepare"))?;
     let fds = vec![(tap, args::TAP_FD), (listener, args::API_FD), (event_sender, args::EVENTS_FD)];
-    let landlock = crate::sys::landlock::version() >= LANDLOCK_VERSION;
-    let (monitor, shutdown) =
-        Monitor::spawn(plan, &args::arguments(plan, landlock), fds).map_err(failed("run"))?;
-    let (booted_sender, mut booted) = watch::channel(false);
-    tokio::spawn(read_events(events, booted_sender, shutdown));
+    let arguments = arguments(plan).map_err(failed("prepare"))?;
+    let (monitor, shutdown) = Monitor::spawn(plan, &arguments, fds).map_err(failed("run"))?;
+    let (runs_sender, mut runs) = watch::channel(false);
+    tokio::spawn(read_events(events, runs_sender, shutdown));
     // Its events end with it.
-    let said = async { booted.wait_for(|it| *it).await.map(|_| ()) };
+    let said = async { runs.wait_for(|it| *it).await.map(|_| ()) };
     let outcome = match tokio::time::timeout(BOOTED_WAIT, said).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => {
@@ -66,10 +75,21 @@ pub(crate) async fn boot(
     };
     if let Err(e) = outcome {
         monitor.kill().await;
-        return Err(monitor::failed(plan, "start", e));
+        let what = if plan.restore.is_some() { "restore a machine with" } else { "start" };
+        return Err(monitor::failed(plan, what, e));
     }
+    save::clear(&plan.scratch).map_err(failed("tidy up after"))?;
     let api = Api::new(network.clone(), name, ANSWER_WAIT);
-    Ok(CloudHypervisor { api, monitor })
+    Ok(CloudHypervisor { api, monitor, plan: plan.clone() })
+}
+
+fn arguments(plan: &BootPlan) -> io::Result<Vec<String>> {
+    let landlock = crate::sys::landlock::version() >= LANDLOCK_VERSION;
+    if let Some(restore) = &plan.restore {
+        return Ok(args::restored(&save::lay_out(plan, restore, landlock)?, landlock));
+    }
+    save::clear(&plan.scratch)?;
+    Ok(args::arguments(plan, landlock))
 }
 
 /// What the monitor tells of itself (`event_monitor` in its source): JSON values one after another.
@@ -81,7 +101,7 @@ struct Event {
 
 async fn read_events(
     mut events: impl AsyncRead + Unpin,
-    booted: watch::Sender<bool>,
+    runs: watch::Sender<bool>,
     shutdown: GuestShutdown,
 ) {
     let mut unread = Vec::new();
@@ -96,7 +116,7 @@ async fn read_events(
             read_to = values.byte_offset();
             tracing::debug!("cloud-hypervisor's event {source} {event}");
             match (source.as_str(), event.as_str()) {
-                ("vm", "booted") => drop(booted.send_replace(true)),
+                ("vm", "booted" | "resumed") => drop(runs.send_replace(true)),
                 // Nobody listens any more once the machine is gone.
                 ("vm", "shutdown") => drop(shutdown.send(())),
                 _ => {}
@@ -143,20 +163,17 @@ impl Machine for CloudHypervisor {
 
     fn save<'a>(
         &'a self,
-        _plan: &'a SavePlan,
-        _paused: bool,
+        plan: &'a SavePlan,
+        paused: bool,
         _tap: OwnedFd,
         together: &'a Together,
     ) -> Asked<'a, Saved> {
-        together.fail();
-        Box::pin(async {
-            Err(Error::new(ErrorKind::Unsupported, "save a machine: cloud-hypervisor cannot yet"))
-        })
+        Box::pin(save::save(self, plan, paused, together))
     }
 
     fn copy_disk<'a>(&'a self, _target: &'a Path) -> Asked<'a, ()> {
         Box::pin(async {
-            let what = "copy the disk of a machine that runs: cloud-hypervisor cannot yet";
+            let what = "copy the disk of a machine that runs: cloud-hypervisor holds back writes";
             Err(Error::new(ErrorKind::Unsupported, what))
         })
     }
