@@ -123,6 +123,7 @@ pub struct Command {
     timeout: Option<Duration>,
     output_limit_bytes: u64,
     terminal: Option<Terminal>,
+    unwritten: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -160,6 +161,7 @@ impl Command {
             timeout: None,
             output_limit_bytes: DEFAULT_OUTPUT_LIMIT_BYTES,
             terminal: None,
+            unwritten: false,
         }
     }
 
@@ -346,6 +348,12 @@ impl Command {
     /// ```
     pub async fn spawn(&mut self) -> Result<Child> {
         Child::spawn(self).await
+    }
+
+    /// Keeps it out of the transcript: it is not the caller's.
+    pub(crate) fn unwritten(&mut self) -> &mut Self {
+        self.unwritten = true;
+        self
     }
 
     pub(super) fn session(&self) -> &Session {

@@ -20,6 +20,7 @@ mod quote;
 mod running;
 mod session;
 mod sink;
+mod transcript;
 #[cfg(all(test, feature = "unstable-fake"))]
 mod tests;
 
@@ -31,3 +32,4 @@ pub(crate) use connection::Dial;
 pub(crate) use connection::Target;
 pub use output::{ExitStatus, Output};
 pub(crate) use session::{Session, WeakSession};
+pub(crate) use transcript::{End, Spoken, Transcript};

@@ -43,6 +43,8 @@ pub(super) struct Request {
     pub deadline: Option<(Instant, Duration)>,
     /// On a connection of its own even if no reader can stand still.
     pub alone: bool,
+    /// Our own business: not for the transcript.
+    pub unwritten: bool,
 }
 
 /// How a command ended.
@@ -80,8 +82,13 @@ impl Running {
         let (started_sender, started) = oneshot::channel();
         let lost = Arc::new(AtomicBool::new(false));
         let flag = lost.clone();
+        let written = session.transcript().filter(|_| !request.unwritten);
+        let place = written.map(|transcript| transcript.begin(session.vm(), &request.label));
         tokio::spawn(async move {
             let result = run(session, request, commands, started_sender, &flag).await;
+            if let Some(place) = place {
+                place.end(&result);
+            }
             // Nobody may be waiting any more.
             let _ = ended_sender.send(result);
         });

@@ -9,13 +9,14 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use russh::client;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::connection::{self, COMMANDS_PER_CONNECTION, Connection, Target};
+use super::transcript::Transcript;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Time to make a connection outside of a boot: a login to an emulated guest takes seconds.
@@ -58,6 +59,7 @@ struct Inner {
     /// Tells connections still being made that a generation ended.
     ended: Notify,
     closed: AtomicBool,
+    transcript: OnceLock<Transcript>,
 }
 
 /// How often an sshd may refuse a session that it should have room for.
@@ -95,8 +97,18 @@ impl Session {
                 generation: AtomicU64::new(0),
                 ended: Notify::new(),
                 closed: AtomicBool::new(false),
+                transcript: OnceLock::new(),
             }),
         }
+    }
+
+    /// Has every command from now on written down there. The first to ask has it.
+    pub(crate) fn write_down(&self, transcript: &Transcript) {
+        self.inner.transcript.get_or_init(|| transcript.clone());
+    }
+
+    pub(super) fn transcript(&self) -> Option<&Transcript> {
+        self.inner.transcript.get()
     }
 
     pub(crate) fn vm(&self) -> &str {

@@ -73,6 +73,7 @@ impl Command {
             stderr,
             deadline: self.timeout.map(|timeout| (Instant::now() + timeout, timeout)),
             alone: false,
+            unwritten: self.unwritten,
         })
     }
 

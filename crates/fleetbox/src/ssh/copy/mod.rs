@@ -179,6 +179,7 @@ fn request(label: String, text: &[u8], user: User, input: Input, stdout: Sink) -
         stderr: Sink::Tail(Vec::new()),
         deadline: None,
         alone: true,
+        unwritten: false,
     }
 }
 
