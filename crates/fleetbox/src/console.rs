@@ -1,11 +1,9 @@
-//! Owns what a guest wrote to its console: making it harmless, its tail, and which stage of the
-//! boot it shows. It must not wait; callers decide when to look again.
+//! Owns what a guest wrote to its console: making it harmless, and its tail. What that says of a boot is
+//! `diagnose`'s.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
-
-use crate::progress::Stage;
+use std::path::Path;
 
 /// How much of a console an error shows.
 const TAIL_BYTES: u64 = 4096;
@@ -37,17 +35,23 @@ pub fn harmless(bytes: &[u8]) -> String {
     text
 }
 
+/// The last bytes of a console. One that was never written is empty.
+pub(crate) fn end(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(bytes_max)))?;
+    let mut bytes = Vec::new();
+    file.take(bytes_max).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// The last lines of a console, harmless; says so if there is none.
 pub(crate) fn tail(path: &Path) -> String {
-    let read = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
-        let mut bytes = Vec::new();
-        file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    match read() {
+    match end(path, TAIL_BYTES) {
         Ok(bytes) if bytes.is_empty() => "(the console is empty)".to_owned(),
         Ok(bytes) => {
             let text = harmless(&bytes);
@@ -56,72 +60,6 @@ pub(crate) fn tail(path: &Path) -> String {
             lines[first..].join("\n")
         }
         Err(e) => format!("(no console: {e})"),
-    }
-}
-
-/// Follows a console and tells the stage it shows.
-#[derive(Debug)]
-pub(crate) struct StageReader {
-    path: PathBuf,
-    offset: u64,
-    rest: Vec<u8>,
-    stage: Stage,
-}
-
-/// What a line of the console proves; the furthest stage wins.
-const MARKS: &[(&str, Stage)] = &[
-    ("Linux version ", Stage::Kernel),
-    ("systemd[1]:", Stage::Init),
-    ("Cloud-init v.", Stage::CloudInit),
-];
-/// Longer lines are no marks; this bounds what a hostile guest can make us keep.
-const LINE_BYTES_MAX: usize = 8192;
-
-impl StageReader {
-    pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, offset: 0, rest: Vec::new(), stage: Stage::Kernel }
-    }
-
-    pub(crate) fn stage(&self) -> Stage {
-        self.stage
-    }
-
-    /// Reads what is new and returns the stage if it moved on.
-    pub(crate) fn advance(&mut self) -> io::Result<Option<Stage>> {
-        let before = self.stage;
-        let mut file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e),
-        };
-        file.seek(SeekFrom::Start(self.offset))?;
-        let mut chunk = [0; 16 * 1024];
-        loop {
-            let count = file.read(&mut chunk)?;
-            if count == 0 {
-                break;
-            }
-            self.offset += count as u64;
-            self.take(&chunk[..count]);
-        }
-        Ok((self.stage != before).then_some(self.stage))
-    }
-
-    fn take(&mut self, bytes: &[u8]) {
-        for line in bytes.split_inclusive(|b| *b == b'\n') {
-            if self.rest.len() < LINE_BYTES_MAX {
-                self.rest.extend_from_slice(line);
-            }
-            if line.ends_with(b"\n") {
-                let text = String::from_utf8_lossy(&self.rest);
-                for (mark, stage) in MARKS {
-                    if *stage > self.stage && text.contains(mark) {
-                        self.stage = *stage;
-                    }
-                }
-                self.rest.clear();
-            }
-        }
     }
 }
 
@@ -136,29 +74,6 @@ mod tests {
         let text = harmless(hostile);
         assert_eq!(text, "^[]0;title^G^[[2J^H^?^Mover\nline\ttab \u{fffd} \\u{9b}31m");
         assert!(text.chars().all(|c| c == '\n' || c == '\t' || !c.is_control()));
-    }
-
-    #[test]
-    fn stages_only_move_forward_and_lines_may_come_in_pieces() {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        let mut reader = StageReader::new(file.path().to_owned());
-        assert_eq!(reader.advance().unwrap(), None);
-        file.write_all(b"[ 0.0] Linux version 6.1\n[ 1.0] syst").unwrap();
-        assert_eq!(reader.advance().unwrap(), None);
-        file.write_all(b"emd[1]: hello\n").unwrap();
-        assert_eq!(reader.advance().unwrap(), Some(Stage::Init));
-        file.write_all(b"Cloud-init v. 22.4 running\nLinux version 6.1\n").unwrap();
-        assert_eq!(reader.advance().unwrap(), Some(Stage::CloudInit));
-        assert_eq!(reader.stage(), Stage::CloudInit);
-    }
-
-    #[test]
-    fn an_endless_line_is_not_kept() {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(&vec![b'x'; 1 << 20]).unwrap();
-        let mut reader = StageReader::new(file.path().to_owned());
-        reader.advance().unwrap();
-        assert!(reader.rest.len() <= LINE_BYTES_MAX + 16 * 1024);
     }
 
     #[test]

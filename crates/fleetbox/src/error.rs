@@ -4,7 +4,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-use crate::Output;
+use crate::{BootReport, Output};
 
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -35,7 +35,14 @@ struct Inner {
     hint: Option<String>,
     detail: Option<String>,
     output: Option<Output>,
+    boot: Option<Box<FailedBoot>>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// What a boot that failed leaves.
+struct FailedBoot {
+    report: BootReport,
+    console: Vec<u8>,
 }
 
 /// What went wrong, for a caller to match on.
@@ -231,6 +238,7 @@ impl Error {
                 hint: None,
                 detail: None,
                 output: None,
+                boot: None,
                 source: None,
             }),
         }
@@ -296,6 +304,12 @@ impl Error {
     }
 
     #[must_use]
+    pub(crate) fn with_boot(mut self, report: BootReport, console: Vec<u8>) -> Self {
+        self.inner.boot = Some(Box::new(FailedBoot { report, console }));
+        self
+    }
+
+    #[must_use]
     pub(crate) fn source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.inner.source = Some(source.into());
         self
@@ -336,6 +350,19 @@ impl Error {
     #[must_use]
     pub fn output(&self) -> Option<&Output> {
         self.inner.output.as_ref()
+    }
+
+    /// How far a boot came that failed, and the likely cause, for [`ErrorKind::BootFailed`].
+    #[must_use]
+    pub fn boot_report(&self) -> Option<&BootReport> {
+        self.inner.boot.as_ref().map(|boot| &boot.report)
+    }
+
+    /// The end of what the guest of a boot that failed wrote to its console, byte for byte, at most 1 MiB.
+    /// Show it through [`harmless`](crate::harmless).
+    #[must_use]
+    pub fn boot_console(&self) -> Option<&[u8]> {
+        self.inner.boot.as_ref().map(|boot| boot.console.as_slice())
     }
 
     /// The whole story for a person: message, each cause once, evidence, hint.

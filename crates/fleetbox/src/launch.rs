@@ -458,8 +458,8 @@ async fn boot_until_alive(
         let (accel, console) = (plan.accel, plan.console.clone());
         client.boot(plan).await?;
         request.memory.as_ref().map_or(Ok(()), |granted| granted.runs_under(hold))?;
-        timings.enter(Stage::Kernel);
-        request.progress.begin(Stage::Kernel);
+        timings.enter(Stage::Firmware);
+        request.progress.begin(Stage::Firmware);
         if accel == Accel::Tcg || !ready::is_silent(hold, &console).await? {
             return Ok(accel);
         }

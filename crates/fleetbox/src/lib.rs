@@ -45,6 +45,7 @@ mod net;
 mod store;
 mod ssh;
 mod console;
+mod diagnose;
 pub mod host;
 pub mod testing;
 mod env;
@@ -62,6 +63,7 @@ pub use cluster::{
 };
 pub use console::harmless;
 pub use control::PROTOCOL;
+pub use diagnose::{BootCause, BootReport, BootStage, BootUnit};
 pub use error::{Error, ErrorKind, Fault, Result};
 pub use fleetbox_macros::test;
 pub use image::Image;

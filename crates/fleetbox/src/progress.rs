@@ -16,10 +16,20 @@ pub enum Stage {
     Prepare,
     /// A saved machine comes back, and becomes another.
     Restore,
-    /// The monitor runs; the guest's kernel has not handed over yet.
+    /// The monitor runs; the guest's kernel has not spoken yet, but perhaps its firmware.
+    Firmware,
+    /// The guest's kernel starts.
     Kernel,
+    /// Its initrd looks for the root file system.
+    Initrd,
+    /// The root file system is mounted.
+    Root,
     /// systemd runs in the guest.
     Init,
+    /// cloud-init reads its seed, before there is a network.
+    CloudInitLocal,
+    /// The network is up.
+    Network,
     /// cloud-init configures the guest.
     CloudInit,
     /// Waiting for the guest's sshd to let us in.
@@ -39,8 +49,13 @@ impl Stage {
             Stage::Golden => "golden",
             Stage::Prepare => "prepare",
             Stage::Restore => "restore",
+            Stage::Firmware => "firmware",
             Stage::Kernel => "kernel",
+            Stage::Initrd => "initrd",
+            Stage::Root => "root",
             Stage::Init => "init",
+            Stage::CloudInitLocal => "cloud-init-local",
+            Stage::Network => "network",
             Stage::CloudInit => "cloud-init",
             Stage::Ssh => "ssh",
         }

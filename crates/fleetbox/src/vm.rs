@@ -338,6 +338,18 @@ impl Vm {
         self.inner.record.index
     }
 
+    /// Whether it came from a snapshot when it was made.
+    pub(crate) fn is_from_snapshot(&self) -> bool {
+        self.inner.record.machine_id.is_some()
+    }
+
+    /// The last bytes of its console.
+    pub(crate) fn console_end(&self, bytes_max: u64) -> Result<Vec<u8>> {
+        let path = self.member().console();
+        crate::console::end(&path, bytes_max)
+            .map_err(|e| self.mine(Error::io("read", &path, e)))
+    }
+
     fn member(&self) -> MemberPaths {
         self.inner.cluster.member(&self.inner.record.name)
     }

@@ -70,7 +70,7 @@ fn start_once(stage: &Stage, name: &str) -> Outcome<(f64, f64)> {
         let (began, began_at) = (Instant::now(), SystemTime::now());
         let start = builder
             .on_progress(move |event| {
-                if matches!(event, Progress::Begin(fleetbox::Stage::Kernel)) {
+                if matches!(event, Progress::Begin(fleetbox::Stage::Firmware)) {
                     // Nobody listens to the second of two kernels.
                     let _ = sender.send(began.elapsed());
                 }

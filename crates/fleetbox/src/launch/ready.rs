@@ -2,12 +2,14 @@
 //! error of a guest that does not come up. It must not boot anything.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::backend::{Accel, nested};
-use crate::console::{self, StageReader};
+use crate::console;
 use crate::control::client::Hold;
 use crate::control::message::Event;
+use crate::diagnose::{BootCause, BootReport, Follower};
 use crate::env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{ProgressSink, Stage};
@@ -27,6 +29,9 @@ const LIMIT_KVM: Duration = Duration::from_mins(3);
 const LOGIN_WAIT: Duration = Duration::from_mins(1);
 const POLL_FIRST: Duration = Duration::from_millis(20);
 const POLL_LAST: Duration = Duration::from_millis(250);
+const LAST_WORDS_WAIT: Duration = Duration::from_millis(500);
+/// How much of its console the error of a failed boot keeps.
+const CONSOLE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// How long a guest may take: the caller's word, else `FLEETBOX_IP_WAIT_TIMEOUT`, else by how it
 /// runs.
@@ -67,7 +72,8 @@ pub(super) struct Guest<'a> {
     pub restored: bool,
 }
 
-/// Waits until the guest lets us in. Tells each stage as the console shows it.
+/// Waits until the guest lets us in. Tells each stage as the console shows it; ends as soon as that says
+/// that nothing will come any more.
 pub(super) async fn wait(
     guest: Guest<'_>,
     hold: &mut Hold,
@@ -76,34 +82,63 @@ pub(super) async fn wait(
 ) -> Result<()> {
     let Guest { vm, session, console, limit, restored } = guest;
     let began = Instant::now();
-    let mut reader = StageReader::new(console.clone());
+    let mut follower = Follower::new(console.clone());
+    let refusal = LastTry::default();
+    let told = (!restored).then_some((progress, timings));
     let outcome = tokio::select! {
-        outcome = log_in(session) => outcome,
+        outcome = log_in(session, &refusal) => outcome,
         ended = machine_ended(vm, hold) => Err(ended),
-        () = tell_stages(&mut reader, progress, timings), if !restored => unreachable_stage(),
+        () = follow(&mut follower, told) => Err(Error::new(ErrorKind::BootFailed, "come up")),
         () = tokio::time::sleep(limit) => Err(late(limit)),
     };
     match outcome {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == ErrorKind::HostKeyMismatch => Err(e),
         Err(e) => {
-            let stage = if restored { Stage::Ssh } else { reader.stage() };
-            Err(explain(vm, &e, stage, began.elapsed(), &console))
+            // What the guest said last may not have been read.
+            if let Err(e) = follower.advance() {
+                tracing::debug!("the console cannot be read: {e}");
+            }
+            let failed = Failed { vm, restored, after: began.elapsed(), refusal: refusal.get() };
+            Err(failed.explain(&e, &follower, &console))
         }
     }
 }
 
-/// `tell_stages` never ends; the compiler cannot know.
-fn unreachable_stage() -> Result<()> {
-    Err(Error::new(ErrorKind::Internal, "follow the console"))
-}
-
 /// Waits until a guest that runs lets us in.
 pub(super) async fn answers(session: &Session, limit: Duration) -> Result<()> {
-    tokio::time::timeout(limit, log_in(session)).await.unwrap_or_else(|_| Err(late(limit)))
+    let refusal = LastTry::default();
+    let log_in = tokio::time::timeout(limit, log_in(session, &refusal));
+    log_in.await.unwrap_or_else(|_| {
+        let error = late(limit);
+        Err(match refusal.get() {
+            Some(Refusal { last, .. }) => error.detail(format!("the last try: {last}")),
+            None => error,
+        })
+    })
 }
 
-async fn log_in(session: &Session) -> Result<()> {
+/// Why a try to log in was none.
+#[derive(Clone)]
+struct Refusal {
+    kind: ErrorKind,
+    last: String,
+}
+
+#[derive(Default)]
+struct LastTry(Mutex<Option<Refusal>>);
+
+impl LastTry {
+    fn set(&self, refusal: Refusal) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+    }
+
+    fn get(&self) -> Option<Refusal> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+async fn log_in(session: &Session, refusal: &LastTry) -> Result<()> {
     let mut pause = POLL_FIRST;
     loop {
         match session.try_connect(LOGIN_WAIT).await {
@@ -115,7 +150,10 @@ async fn log_in(session: &Session) -> Result<()> {
                 let why = e.detail_text().unwrap_or_default();
                 return Err(Error::new(ErrorKind::BootFailed, format!("come up: {why}")));
             }
-            Err(e) => tracing::debug!("not yet: {}", e.report()),
+            Err(e) => {
+                tracing::debug!("not yet: {}", e.report());
+                refusal.set(Refusal { kind: e.kind(), last: e.report() });
+            }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(POLL_LAST);
@@ -134,13 +172,16 @@ async fn machine_ended(vm: &Name, hold: &mut Hold) -> Error {
     }
 }
 
-async fn tell_stages(reader: &mut StageReader, progress: &ProgressSink, timings: &mut Timings) {
+/// Follows the console, and returns when it says that the guest will not come up.
+async fn follow(follower: &mut Follower, mut told: Option<(&ProgressSink, &mut Timings)>) {
     let mut pause = POLL_FIRST;
     loop {
-        match reader.advance() {
+        match follower.advance() {
             Ok(Some(stage)) => {
-                progress.begin(stage);
-                timings.enter(stage);
+                if let Some((progress, timings)) = &mut told {
+                    progress.begin(stage);
+                    timings.enter(stage);
+                }
                 pause = POLL_FIRST;
             }
             Ok(None) => pause = (pause * 2).min(POLL_LAST),
@@ -148,6 +189,10 @@ async fn tell_stages(reader: &mut StageReader, progress: &ProgressSink, timings:
                 tracing::debug!("the console cannot be read: {e}");
                 pause = POLL_LAST;
             }
+        }
+        if follower.is_over() {
+            // A kernel says more after the line that tells of its end.
+            return tokio::time::sleep(LAST_WORDS_WAIT).await;
         }
         tokio::time::sleep(pause).await;
     }
@@ -157,26 +202,80 @@ fn late(limit: Duration) -> Error {
     Error::new(ErrorKind::BootFailed, format!("come up within {} s", limit.as_secs()))
 }
 
-/// The stage reached and the console's last words, for whatever went wrong.
-fn explain(vm: &Name, error: &Error, stage: Stage, after: Duration, console: &Path) -> Error {
-    let message = format!(
-        "{}; it had reached the stage {stage} after {} s",
-        error.message(),
-        after.as_secs()
-    );
-    let hint = match (error.kind(), stage) {
-        (ErrorKind::HolderDied, _) => {
-            "see holder.log in the cluster's directory; start the VM again".to_owned()
+/// A guest that did not come up.
+struct Failed<'a> {
+    vm: &'a Name,
+    restored: bool,
+    after: Duration,
+    refusal: Option<Refusal>,
+}
+
+impl Failed<'_> {
+    /// The stage reached, the likely cause and the console's last words, for whatever went wrong.
+    fn explain(self, error: &Error, follower: &Follower, console: &Path) -> Error {
+        let stage = if self.restored { Stage::Ssh } else { follower.stage() };
+        let (cause, line) = match follower.shown() {
+            Some(shown) => (Some(shown.cause), Some(shown.line.as_str())),
+            None => (self.cause(error, stage, follower), None),
+        };
+        let because = cause.map_or_else(String::new, |cause| format!(": {cause}"));
+        let message = format!(
+            "{}{because}; it had reached the stage {stage} after {} s",
+            error.message(),
+            self.after.as_secs()
+        );
+        let report = BootReport::failed(follower.seen().to_vec(), cause, line);
+        let refusal = self.refusal.as_ref();
+        let last_try = refusal.map_or_else(String::new, |refusal| {
+            format!("the last try to log in: {}\n", refusal.last)
+        });
+        let tail = console::tail(console);
+        let detail = format!("{report}{last_try}the console's last lines:\n{tail}");
+        let words = console::end(console, CONSOLE_BYTES_MAX).unwrap_or_else(|e| {
+            tracing::debug!("the console cannot be read: {e}");
+            Vec::new()
+        });
+        Error::new(error.kind(), message)
+            .vm(self.vm.as_str())
+            .detail(detail)
+            .hint(self.hint(error, stage, cause))
+            .with_boot(report, words)
+    }
+
+    /// What can be told where the console shows no reason.
+    fn cause(&self, error: &Error, stage: Stage, follower: &Follower) -> Option<BootCause> {
+        if error.kind() != ErrorKind::BootFailed {
+            return None;
         }
-        (_, Stage::Kernel) => format!(
-            "the kernel did not start systemd: look for a missing root device or a panic in `fleetbox logs {vm}`"
-        ),
-        _ => format!(
-            "read `fleetbox logs {vm}`; give a slow host more time with FLEETBOX_IP_WAIT_TIMEOUT=900"
-        ),
-    };
-    Error::new(error.kind(), message)
-        .vm(vm.as_str())
-        .detail(format!("the console's last lines:\n{}", console::tail(console)))
-        .hint(hint)
+        if follower.has_read_nothing() && !self.restored {
+            return Some(BootCause::Silent);
+        }
+        match self.refusal.as_ref()?.kind {
+            _ if stage < Stage::Init => None,
+            // A port that is shut or mute has an address; nobody at all has none.
+            ErrorKind::Connect if self.is_unreachable() => Some(BootCause::NoAddress),
+            _ => Some(BootCause::SshDown),
+        }
+    }
+
+    fn is_unreachable(&self) -> bool {
+        let words = ["No route to host", "unreachable", "os error 113"];
+        self.refusal.as_ref().is_some_and(|r| words.iter().any(|word| r.last.contains(word)))
+    }
+
+    fn hint(&self, error: &Error, stage: Stage, cause: Option<BootCause>) -> String {
+        let vm = self.vm;
+        match (error.kind(), stage, cause) {
+            (ErrorKind::HolderDied, ..) => {
+                "see holder.log in the cluster's directory; start the VM again".to_owned()
+            }
+            (_, _, Some(cause)) => cause.hint(vm.as_str()),
+            (_, stage, None) if stage < Stage::Init => format!(
+                "the kernel did not start systemd: look for a missing root device or a panic in `fleetbox logs {vm}`"
+            ),
+            _ => format!(
+                "read `fleetbox logs {vm}`; give a slow host more time with FLEETBOX_IP_WAIT_TIMEOUT=900"
+            ),
+        }
+    }
 }
