@@ -1,11 +1,15 @@
-//! Owns turning an `async fn(vm: Vm)` into a plain test that calls `fleetbox::testing::run`. It must
-//! not know what a VM is.
+//! Owns turning an `async fn` that takes machines into a plain test that runs a `fleetbox::testing::Test`. It
+//! must not know what a VM is; `option` has the words that may be said of a test.
 
 use proc_macro2::TokenStream as Tokens;
 use quote::quote;
-use syn::meta::ParseNestedMeta;
 use syn::parse::Parser;
-use syn::{Error, ItemFn, LitInt, LitStr, Result, ReturnType};
+use syn::{Error, FnArg, Ident, ItemFn, Pat, Result, ReturnType};
+
+use crate::option::option;
+
+/// Tuples of more are not among what a test may take.
+const ARGUMENTS_MAX: usize = 6;
 
 pub(crate) fn expand(options: Tokens, item: Tokens) -> Result<Tokens> {
     let function: ItemFn = syn::parse2(item)?;
@@ -23,16 +27,25 @@ pub(crate) fn expand(options: Tokens, item: Tokens) -> Result<Tokens> {
         ReturnType::Default => quote!(()),
         ReturnType::Type(_, kind) => quote!(#kind),
     };
+    let names: Vec<Ident> =
+        inputs.iter().enumerate().map(|(at, input)| argument(at, input)).collect();
+    let (named, body) = if names.len() == 1 {
+        (quote!(), quote!(body))
+    } else {
+        let words = names.iter().map(ToString::to_string);
+        (quote!(.names([#(#words),*])), quote!(|(#(#names),*)| body(#(#names),*)))
+    };
     Ok(quote! {
         #(#attrs)*
         #[::core::prelude::v1::test]
         #vis fn #name() -> #output {
             async fn body(#inputs) -> #output #block
-            ::fleetbox::testing::run(
+            ::fleetbox::testing::Test::new(
                 ::core::concat!(::core::module_path!(), "::", ::core::stringify!(#name)),
-                |vm| vm #configure,
-                body,
             )
+            #named
+            #configure
+            .run(#body)
         }
     })
 }
@@ -42,8 +55,11 @@ fn check(function: &ItemFn) -> Result<()> {
     if sig.asyncness.is_none() {
         return Err(Error::new_spanned(sig.fn_token, "a fleetbox test must be an `async fn`"));
     }
-    if sig.inputs.len() != 1 {
-        return Err(Error::new_spanned(&sig.ident, "a fleetbox test takes one argument: `vm: Vm`"));
+    if sig.inputs.is_empty() || sig.inputs.len() > ARGUMENTS_MAX {
+        return Err(Error::new_spanned(
+            &sig.ident,
+            "a fleetbox test takes its machines: `vm: Vm`, up to six VMs, or `nodes: Cluster`",
+        ));
     }
     if !sig.generics.params.is_empty() {
         return Err(Error::new_spanned(&sig.generics, "a fleetbox test cannot be generic"));
@@ -51,23 +67,15 @@ fn check(function: &ItemFn) -> Result<()> {
     Ok(())
 }
 
-fn option(meta: &ParseNestedMeta<'_>) -> Result<Tokens> {
-    if meta.path.is_ident("image") {
-        let value: LitStr = meta.value()?.parse()?;
-        return Ok(quote!(.image(#value)));
+/// What an argument is called, or a name for one that is a pattern.
+fn argument(at: usize, input: &FnArg) -> Ident {
+    if let FnArg::Typed(typed) = input
+        && let Pat::Ident(pattern) = &*typed.pat
+    {
+        let name = pattern.ident.to_string();
+        return Ident::new(name.trim_start_matches('_'), pattern.ident.span());
     }
-    for number in ["cpus", "memory_mib", "disk_gib"] {
-        if meta.path.is_ident(number) {
-            let value: LitInt = meta.value()?.parse()?;
-            let value: u32 = value.base10_parse()?;
-            let method = syn::Ident::new(number, proc_macro2::Span::call_site());
-            return Ok(quote!(.#method(#value)));
-        }
-    }
-    if meta.path.is_ident("cold") {
-        return Ok(quote!(.warm(false)));
-    }
-    Err(meta.error("unknown option; there are image, cpus, memory_mib, disk_gib and cold"))
+    Ident::new(&format!("vm_{at}"), proc_macro2::Span::call_site())
 }
 
 #[cfg(test)]
@@ -93,6 +101,19 @@ mod tests {
         assert!(out.contains("fn t () -> Result < () , E >"));
         assert!(out.contains(". warm (false)"));
         assert!(out.contains(". memory_mib (512u32)") && out.contains(". image (\"x\")"));
+        assert!(out.contains(". run (body)") && !out.contains("names"));
+    }
+
+    #[test]
+    fn several_machines_are_known_by_their_arguments() {
+        let out = text(
+            quote!(),
+            quote!(
+                async fn t(db: Vm, mut _web: Vm) {}
+            ),
+        );
+        assert!(out.contains("names ([\"db\" , \"web\"])"), "{out}");
+        assert!(out.contains("| (db , web) | body (db , web)"), "{out}");
     }
 
     #[test]
@@ -105,19 +126,13 @@ mod tests {
                 async fn t() {}
             ),
             quote!(
+                async fn t(a: Vm, b: Vm, c: Vm, d: Vm, e: Vm, f: Vm, g: Vm) {}
+            ),
+            quote!(
                 async fn t<T>(vm: T) {}
             ),
         ] {
             assert!(expand(quote!(), item).is_err());
         }
-        assert!(
-            expand(
-                quote!(wrong = 1),
-                quote!(
-                    async fn t(vm: Vm) {}
-                )
-            )
-            .is_err()
-        );
     }
 }

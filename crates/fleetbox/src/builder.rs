@@ -23,6 +23,7 @@ pub struct VmBuilder {
     backend: Option<Backend>,
     origin: Origin,
     index: Option<usize>,
+    aliases: Vec<Name>,
     detached: bool,
     ephemeral: bool,
     host_routable: bool,
@@ -39,6 +40,7 @@ impl VmBuilder {
             backend: None,
             origin: Origin::Boot,
             index: None,
+            aliases: Vec::new(),
             detached: false,
             ephemeral: false,
             host_routable: false,
@@ -138,6 +140,12 @@ impl VmBuilder {
         self
     }
 
+    /// A further name by which its fellows know it. One that no host can have is left out.
+    pub(crate) fn alias(mut self, alias: &str) -> Self {
+        self.aliases.extend(Name::new(&alias.replace('_', "-")));
+        self
+    }
+
     /// Whether the VM lives on when nobody holds it; default no.
     pub fn detached(mut self, detached: bool) -> Self {
         self.detached = detached;
@@ -214,6 +222,7 @@ impl VmBuilder {
             name: Name::new(&self.name)?,
             cluster: None,
             index: self.index,
+            aliases: self.aliases,
             spec: self.spec,
             spec_given: self.spec_given,
             backend: self.backend,

@@ -21,6 +21,16 @@ pub(crate) const CLOUD_HYPERVISOR: &str = "FLEETBOX_CLOUD_HYPERVISOR";
 pub(crate) const CLOUD_HYPERVISOR_FIRMWARE: &str = "FLEETBOX_CLOUD_HYPERVISOR_FIRMWARE";
 /// Backends a test run must have, separated by commas; a missing one fails instead of skipping.
 pub(crate) const REQUIRE: &str = "FLEETBOX_REQUIRE";
+/// How long a test's body may take that does not say so itself.
+pub(crate) const TEST_TIMEOUT: &str = "FLEETBOX_TEST_TIMEOUT";
+/// `failed`: the machines of a test that fails are left running.
+pub(crate) const KEEP: &str = "FLEETBOX_KEEP";
+/// Where tests that fail leave what is known of it; default `fleetbox` in cargo's target directory.
+pub(crate) const BUNDLE_DIR: &str = "FLEETBOX_BUNDLE_DIR";
+/// The package whose tests cargo runs.
+pub(crate) const CARGO_PACKAGE: &str = "CARGO_PKG_NAME";
+/// Set by cargo-nextest in the tests it runs.
+const NEXTEST: &str = "NEXTEST";
 /// Seconds a guest may take until it answers.
 pub(crate) const IP_WAIT_TIMEOUT: &str = "FLEETBOX_IP_WAIT_TIMEOUT";
 /// MiB that all machines of the state root together may be given, or `unlimited`.
@@ -61,7 +71,41 @@ pub(crate) fn offline() -> bool {
 /// The time a guest may take to answer, from [`IP_WAIT_TIMEOUT`] (whole seconds, or with a unit:
 /// `90s`, `5m`).
 pub(crate) fn ip_wait_timeout() -> Result<Option<Duration>> {
-    let Some(value) = text(IP_WAIT_TIMEOUT)? else {
+    duration(IP_WAIT_TIMEOUT)
+}
+
+/// The time a test's body may take, from [`TEST_TIMEOUT`], in the same form.
+pub(crate) fn test_timeout() -> Result<Option<Duration>> {
+    duration(TEST_TIMEOUT)
+}
+
+/// Whether the machines of a failed test are left running.
+pub(crate) fn keep_failed() -> Result<bool> {
+    match text(KEEP)?.as_deref() {
+        None | Some("no") => Ok(false),
+        Some("failed") => Ok(true),
+        Some(value) => Err(Error::new(
+            ErrorKind::InvalidSetting,
+            format!("use {KEEP}={}", value.escape_debug()),
+        )
+        .hint("it is failed or no")),
+    }
+}
+
+pub(crate) fn under_nextest() -> bool {
+    os(NEXTEST).is_some()
+}
+
+/// What is set of ours that a user sets, for running something again as it was.
+pub(crate) fn settings() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| name.starts_with("FLEETBOX_") && name != HOLDER_TOKEN)
+        .collect()
+}
+
+fn duration(name: &str) -> Result<Option<Duration>> {
+    let Some(value) = text(name)? else {
         return Ok(None);
     };
     let (digits, unit) = match value.find(|c: char| !c.is_ascii_digit()) {
@@ -76,11 +120,8 @@ pub(crate) fn ip_wait_timeout() -> Result<Option<Duration>> {
     };
     match digits.parse::<u64>().ok().and_then(|n| n.checked_mul(seconds_per_unit)) {
         Some(seconds) if seconds > 0 => Ok(Some(Duration::from_secs(seconds))),
-        _ => Err(Error::new(
-            ErrorKind::InvalidSetting,
-            format!("{IP_WAIT_TIMEOUT}={value} is not a time"),
-        )
-        .hint("give seconds or a unit, such as 300 or 5m")),
+        _ => Err(Error::new(ErrorKind::InvalidSetting, format!("{name}={value} is not a time"))
+            .hint("give seconds or a unit, such as 300 or 5m")),
     }
 }
 

@@ -3,6 +3,7 @@
 //! call hands on to the part that does the work; nothing here knows how.
 
 mod disk;
+mod evidence;
 mod held;
 mod network;
 mod power;
@@ -336,18 +337,6 @@ impl Vm {
     /// Its place among the members of its cluster, which decides its address.
     pub(crate) fn index(&self) -> usize {
         self.inner.record.index
-    }
-
-    /// Whether it came from a snapshot when it was made.
-    pub(crate) fn is_from_snapshot(&self) -> bool {
-        self.inner.record.machine_id.is_some()
-    }
-
-    /// The last bytes of its console.
-    pub(crate) fn console_end(&self, bytes_max: u64) -> Result<Vec<u8>> {
-        let path = self.member().console();
-        crate::console::end(&path, bytes_max)
-            .map_err(|e| self.mine(Error::io("read", &path, e)))
     }
 
     fn member(&self) -> MemberPaths {

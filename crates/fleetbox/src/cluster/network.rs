@@ -199,6 +199,9 @@ impl Cluster {
     /// # }
     /// ```
     pub async fn capture(&self, path: impl AsRef<Path>) -> Result<Capture> {
+        if let Some(vm) = self.vms().first() {
+            vm.note_capture(path.as_ref());
+        }
         Capture::to_path(&self.client()?, None, path.as_ref()).await
     }
 

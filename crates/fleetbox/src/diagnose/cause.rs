@@ -166,7 +166,8 @@ pub(crate) struct Shown {
 
 /// What the line shows.
 fn sign(line: &str) -> Option<BootCause> {
-    let has = |signs: &&[&[&str]]| signs.iter().any(|all| all.iter().all(|part| line.contains(part)));
+    let has =
+        |signs: &&[&[&str]]| signs.iter().any(|all| all.iter().all(|part| line.contains(part)));
     SIGNS.iter().find(|(_, signs)| has(signs)).map(|(cause, _)| *cause)
 }
 
@@ -229,7 +230,8 @@ mod tests {
 
     #[test]
     fn the_root_cause_comes_before_what_follows_from_it() {
-        let panic = "Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)";
+        let panic =
+            "Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)";
         assert_eq!(cause(&[panic]), Some(BootCause::NoRootDevice));
         let failed = "[FAILED] Failed to start ssh.service";
         assert_eq!(cause(&[failed, "You are in emergency mode"]), Some(BootCause::EmergencyShell));

@@ -47,9 +47,8 @@ fn parse(text: &str) -> Asked {
     let mut asked = Asked::default();
     let mut times: Vec<BootUnit> = Vec::new();
     for block in text.split("\n\n") {
-        let value = |name: &str| {
-            block.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
-        };
+        let value =
+            |name: &str| block.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         let time = |name: &str| {
             let us = value(name)?.parse().ok().filter(|us: &u64| *us > 0)?;
             Some(Duration::from_micros(us))

@@ -46,7 +46,8 @@ pub(super) struct Mark {
 
 /// The furthest stage that the line proves.
 pub(super) fn mark(line: &str) -> Option<Mark> {
-    let stage = MARKS.iter().rev().find(|(text, _)| line.contains(text)).map(|(_, stage)| *stage)?;
+    let stage =
+        MARKS.iter().rev().find(|(text, _)| line.contains(text)).map(|(_, stage)| *stage)?;
     Some(Mark { stage, guest: time(line) })
 }
 
@@ -81,7 +82,11 @@ mod tests {
                 Stage::Root,
                 Some(ms(3500)),
             ),
-            ("[    4.125000] systemd[1]: Detected virtualization qemu.", Stage::Init, Some(ms(4125))),
+            (
+                "[    4.125000] systemd[1]: Detected virtualization qemu.",
+                Stage::Init,
+                Some(ms(4125)),
+            ),
             (
                 "[   15.2] cloud-init[301]: Cloud-init v. 22.4.2 running 'init-local' at Mon, 01 Jan 2024. Up 15.02 seconds.",
                 Stage::CloudInitLocal,
@@ -102,7 +107,9 @@ mod tests {
 
     #[test]
     fn absurd_times_are_none() {
-        for line in ["[ -1.0] Linux version 6", "[1e300] Linux version 6", "[ nan ] Linux version 6"] {
+        for line in
+            ["[ -1.0] Linux version 6", "[1e300] Linux version 6", "[ nan ] Linux version 6"]
+        {
             assert_eq!(mark(line).unwrap().guest, None, "{line}");
         }
     }

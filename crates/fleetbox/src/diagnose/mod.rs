@@ -58,7 +58,11 @@ pub struct BootUnit {
 
 impl BootReport {
     /// What a boot that failed left.
-    pub(crate) fn failed(stages: Vec<BootStage>, cause: Option<BootCause>, line: Option<&str>) -> Self {
+    pub(crate) fn failed(
+        stages: Vec<BootStage>,
+        cause: Option<BootCause>,
+        line: Option<&str>,
+    ) -> Self {
         let evidence = line.map(|line| crate::console::harmless(line.as_bytes()));
         Self { stages, units: Vec::new(), cause, evidence, restored: false }
     }
@@ -115,7 +119,13 @@ impl Vm {
                 tracing::debug!("the guest tells nothing of its boot: {}", e.report());
                 let evidence = shown.as_ref().map(|shown| harmless(&shown.line));
                 let cause = shown.map(|shown| shown.cause);
-                return Ok(BootReport { stages, units: Vec::new(), cause, evidence, restored: false });
+                return Ok(BootReport {
+                    stages,
+                    units: Vec::new(),
+                    cause,
+                    evidence,
+                    restored: false,
+                });
             }
         };
         // The guest's own word has a time where the console's has none.
@@ -167,7 +177,8 @@ mod tests {
             since_power_on: None,
         };
         let stages = vec![stage(Stage::Kernel, 0), stage(Stage::Root, 3500)];
-        let report = BootReport::failed(stages, Some(BootCause::Panic), Some("Kernel \x1b[2J panic"));
+        let report =
+            BootReport::failed(stages, Some(BootCause::Panic), Some("Kernel \x1b[2J panic"));
         let text = report.to_string();
         assert!(text.contains("root                    3.50 s           -"), "{text}");
         assert!(text.contains("likely cause: its kernel panicked"), "{text}");

@@ -117,7 +117,7 @@ fn new_record(
         image_digest,
         host_key: host_key.public_openssh(),
         layers: image.map(CachedImage::layer_names).unwrap_or_default(),
-        aliases: Vec::new(),
+        aliases: request.aliases.clone(),
         snapshot: None,
         machine_id: None,
         ephemeral: request.ephemeral,

@@ -22,6 +22,8 @@ pub(crate) struct StartRequest {
     pub cluster: Option<Name>,
     /// The index it gets if it is made now and nobody has it; by default the lowest free one.
     pub index: Option<usize>,
+    /// Further names by which its fellows know it, if it is made now.
+    pub aliases: Vec<Name>,
     pub spec: VmSpec,
     /// Whether the caller chose anything of the spec, so that ignoring it is worth a word.
     pub spec_given: bool,

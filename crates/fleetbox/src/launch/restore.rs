@@ -70,8 +70,8 @@ impl Saved {
     pub(super) fn describe(&self, record: &mut VmRecord) {
         record.layers.clone_from(&self.member.layers);
         record.snapshot.clone_from(&self.of);
-        record.aliases =
-            self.alias.iter().filter(|alias| **alias != record.name).cloned().collect();
+        let alias = self.alias.iter().filter(|alias| **alias != record.name);
+        record.aliases.extend(alias.cloned());
     }
 
     /// What its disk lies on, the disk it had included.

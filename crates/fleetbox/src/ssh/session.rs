@@ -107,6 +107,13 @@ impl Session {
         self.inner.transcript.get_or_init(|| transcript.clone());
     }
 
+    /// Notes in the transcript, if there is one, where a capture goes.
+    pub(crate) fn note_capture(&self, path: &std::path::Path) {
+        if let Some(transcript) = self.transcript() {
+            transcript.capture(path);
+        }
+    }
+
     pub(super) fn transcript(&self) -> Option<&Transcript> {
         self.inner.transcript.get()
     }

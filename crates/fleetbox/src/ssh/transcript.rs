@@ -2,6 +2,7 @@
 //! anything, and holds no more than its bounds say.
 
 use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -23,6 +24,7 @@ struct Commands {
     /// The number of the first one kept.
     first: u64,
     kept: VecDeque<Spoken>,
+    captures: Vec<PathBuf>,
 }
 
 /// One command or copy.
@@ -77,6 +79,16 @@ impl Transcript {
     /// All that is kept, the oldest first.
     pub(crate) fn commands(&self) -> Vec<Spoken> {
         self.lock().kept.iter().cloned().collect()
+    }
+
+    /// The network's traffic goes there.
+    pub(super) fn capture(&self, path: &Path) {
+        self.lock().captures.push(path.to_owned());
+    }
+
+    /// The files that captures were begun to; a test that ended well may have removed its own.
+    pub(crate) fn captures(&self) -> Vec<PathBuf> {
+        self.lock().captures.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Commands> {

@@ -98,6 +98,7 @@ impl Vm {
     /// ```
     pub async fn capture(&self, path: impl AsRef<Path>) -> Result<Capture> {
         let (client, vm) = (&self.inner.client, &self.inner.record.name);
+        self.inner.session.note_capture(path.as_ref());
         Capture::to_path(client, Some(vm), path.as_ref()).await.map_err(|e| self.mine(e))
     }
 

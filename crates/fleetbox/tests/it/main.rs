@@ -4,6 +4,8 @@
 
 mod attribute;
 #[cfg(feature = "unstable-fake")]
+mod child;
+#[cfg(feature = "unstable-fake")]
 mod cluster;
 mod conformance;
 mod derived;
@@ -19,6 +21,8 @@ mod net_faults;
 mod readme;
 mod real;
 mod require;
+#[cfg(feature = "unstable-fake")]
+mod testing;
 #[cfg(feature = "unstable-fake")]
 mod timeline;
 

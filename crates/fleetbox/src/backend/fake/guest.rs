@@ -37,7 +37,25 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("halt", REFUSE),
     ("init", REFUSE),
     ("systemctl", REFUSE),
+    ("journalctl", JOURNAL),
+    ("dmesg", "exit 0\n"),
+    ("ps", "echo no processes of its own\n"),
+    ("ip", "echo no network of its own\n"),
+    ("ss", "echo no sockets of its own\n"),
 ];
+/// A test writes the guest's journal into its home.
+const JOURNAL: &str = r#"file=$HOME/journal
+touch "$file"
+lines=$(($(wc -l <"$file")))
+from=0
+for word; do
+    case $word in
+    --show-cursor) echo "-- cursor: line=$lines"; exit;;
+    --after-cursor=*) from=${word#--after-cursor=line=};;
+    esac
+done
+tail -n "+$((from + 1))" "$file"
+"#;
 const HOST_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const REFUSE: &str = "echo \"${0##*/}: the fake guest has no machine to do this to\" >&2; exit 1\n";
 

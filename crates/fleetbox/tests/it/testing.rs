@@ -1,0 +1,217 @@
+//! `fleetbox::testing` from the outside, over the fake backend: what a test takes, how it ends, what it leaves.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use fleetbox::testing::{Outcome, Test};
+use fleetbox::{Ailment, Backend, Cluster, Vm};
+
+use crate::child;
+
+fn test(name: &str) -> Test {
+    Test::new(format!("testing::{name}")).vm(|vm| vm.backend(Backend::Fake))
+}
+
+/// What a test that fails says.
+fn failure<T: Outcome>(run: impl FnOnce() -> T) -> String {
+    let panic = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+        Ok(outcome) => return outcome.failure().expect("it fails"),
+        Err(panic) => panic,
+    };
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap()
+}
+
+/// The newest bundle of that test.
+fn bundle(name: &str) -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    let target = exe.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists()).unwrap();
+    let dir = target.join("fleetbox").join(format!("testing.{name}"));
+    let mut bundles: Vec<PathBuf> =
+        std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    bundles.sort();
+    bundles.pop().unwrap()
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+#[test]
+fn a_test_takes_a_cluster_or_several_machines() {
+    test("a_cluster").vms(2).run(async |nodes: Cluster| {
+        assert_eq!(nodes.len(), 2);
+        assert!(nodes.vm(&format!("{}-2", nodes.name())).is_ok());
+    });
+    test("a_tuple").names(["db", "web"]).run(async |(db, web): (Vm, Vm)| {
+        assert!(db.name().ends_with("-1") && web.name().ends_with("-2"));
+        assert_ne!(db.address(), web.address());
+    });
+}
+
+#[test]
+fn a_failure_leaves_all_that_is_known_of_it() {
+    let said = failure(|| {
+        test("a_failure_leaves").vms(2).run(async |nodes: Cluster| -> Result<(), String> {
+            let vms = nodes.vms();
+            vms[0].ssh("echo '<b>out</b>'; echo err >&2").await.unwrap();
+            let pause = vms[1].pause().await;
+            pause.unwrap();
+            vms[1].resume().await.unwrap();
+            let failed = vms[1].ssh("exit 3").await.unwrap_err();
+            Err(format!("on purpose: {}", failed.kind().as_str()))
+        })
+    });
+    assert_eq!(said, "\"on purpose: command_failed\"");
+    let bundle = bundle("a_failure_leaves");
+    let page = read(&bundle.join("index.html"));
+    for expected in
+        ["on purpose", "&lt;b&gt;out&lt;/b&gt;", "exit 3", "exit code 3", "pause", "<svg"]
+    {
+        assert!(page.contains(expected), "no {expected} in the page");
+    }
+    assert!(!page.contains("<b>out</b>"));
+    let timeline = read(&bundle.join("timeline.jsonl"));
+    assert!(timeline.lines().count() >= 5, "{timeline}");
+    let reproduce = read(&bundle.join("REPRODUCE.md"));
+    assert!(reproduce.contains("--exact a_failure_leaves"), "{reproduce}");
+    let members: Vec<PathBuf> = std::fs::read_dir(&bundle)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir())
+        .collect();
+    assert_eq!(members.len(), 2);
+    for member in members {
+        for file in ["console.log", "processes.txt", "journal.txt", "holder.log"] {
+            assert!(member.join(file).exists(), "no {file} in {}", member.display());
+        }
+        let name = member.file_name().unwrap().to_str().unwrap();
+        assert!(Vm::find(name).is_err(), "{name} is still there");
+    }
+}
+
+#[test]
+fn a_body_that_takes_too_long_is_dropped_with_its_machines() {
+    let name = std::sync::Mutex::new(String::new());
+    let began = Instant::now();
+    let said = failure(|| {
+        test("too_long").timeout(Duration::from_millis(300)).run(async |vm: Vm| {
+            vm.name().clone_into(&mut name.lock().unwrap());
+            std::future::pending::<()>().await;
+        });
+    });
+    assert_eq!(said, "the test did not end within 300ms");
+    assert!(began.elapsed() < Duration::from_mins(1));
+    assert!(Vm::find(&name.into_inner().unwrap()).is_err());
+}
+
+#[test]
+fn a_machine_that_is_not_well_fails_its_test_unless_that_is_allowed() {
+    async fn crash(vm: Vm) {
+        use std::io::Write;
+        let mut console = std::fs::File::options().append(true).open(vm.console_path()).unwrap();
+        writeln!(console, "[   12.3] web[7]: segfault at 0 ip 00 sp 00 error 4 in web[1+1]")
+            .unwrap();
+        vm.ssh("echo '[ 9.0] systemd[1]: web.service: Failed with result '\\''signal'\\''.' >> ~/journal")
+            .await
+            .unwrap();
+    }
+    let said = failure(|| test("not_well").run(crash));
+    for expected in
+        ["the machines are not well", "a process crashed: web[7]", "web.service", "allow_health"]
+    {
+        assert!(said.contains(expected), "no {expected} in {said}");
+    }
+    let partly = failure(|| test("not_well").allow_health("a process crashed").run(crash));
+    assert!(partly.contains("web.service") && !partly.contains("segfault"), "{partly}");
+    test("well").allow_health("crashed").allow_health("^.*web\\.service").run(crash);
+}
+
+#[test]
+fn health_is_looked_at_from_a_mark_on() {
+    test("from_a_mark_on").allow_health(".").run(async |vm: Vm| {
+        let write = async |line: &str| {
+            let mut command = vm.command("sh");
+            command
+                .args(["-c", "printf '%s\\n' \"$1\" >> ~/journal", "sh", line])
+                .run()
+                .await
+                .unwrap();
+        };
+        write("[ 1.0] kernel: BUG: before").await;
+        let mark = vm.health_mark().await.unwrap();
+        assert_eq!(vm.health(&mark).await.unwrap(), []);
+        write("[ 2.0] kernel: Out of memory: Killed process 7 (x)").await;
+        let findings = vm.health(&mark).await.unwrap();
+        assert_eq!(findings.len(), 1);
+        assert_eq!(findings[0].ailment, Ailment::OomKill);
+    });
+}
+
+#[test]
+fn a_body_may_destroy_its_machine_or_leak_what_it_holds() {
+    test("destroys").run(async |vm: Vm| vm.destroy().await.unwrap());
+    let name = std::sync::Mutex::new(String::new());
+    test("leaks").vms(2).run(async |nodes: Cluster| {
+        nodes.name().clone_into(&mut name.lock().unwrap());
+        std::mem::forget(nodes.vms());
+        if let Ok(fault) = nodes.isolate(nodes.vms()[0].name()).await {
+            std::mem::forget(fault);
+        }
+    });
+    assert!(Cluster::find(&name.into_inner().unwrap()).is_err());
+}
+
+async fn never(_: Vm) {
+    panic!("the body ran");
+}
+
+#[test]
+fn what_cannot_be_understood_is_refused_before_any_machine() {
+    let said = failure(|| test("x").allow_health("(").run(never));
+    assert!(said.contains("allow_health"), "{said}");
+    let said = failure(|| test("x").vms(3).run(never));
+    assert!(said.contains("takes 1 machines"), "{said}");
+}
+
+/// Fails on purpose, for the test below, which runs it in a process of its own.
+#[test]
+#[ignore = "fails on purpose"]
+fn fails_and_is_kept() {
+    async fn fail(vm: Vm) {
+        println!("name: {}", vm.name());
+        panic!("on purpose");
+    }
+    test("fails_and_is_kept").run(fail);
+}
+
+#[tokio::test]
+async fn machines_of_a_failed_test_are_kept_on_request() {
+    let output = child::test("testing::fails_and_is_kept")
+        .env("FLEETBOX_KEEP", "failed")
+        .env("NEXTEST", "1")
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(!output.status.success());
+    let name = said.split_once("name: ").and_then(|(_, rest)| rest.lines().next());
+    let name = name.expect("it ran");
+    assert!(said.contains(&format!("{name} is kept: fleetbox ssh {name}")), "{said}");
+    assert!(said.contains("[[ATTACHMENT|/"), "{said}");
+    assert!(said.contains("index.html"), "{said}");
+    let vm = Vm::find(name).unwrap();
+    assert_eq!(vm.ssh("echo alive").await.unwrap(), "alive");
+    vm.destroy().await.unwrap();
+    assert!(Vm::find(name).is_err());
+}
+
+#[test]
+fn a_setting_that_means_nothing_is_told_before_any_machine() {
+    for (name, value) in [("FLEETBOX_KEEP", "perhaps"), ("FLEETBOX_TEST_TIMEOUT", "soon")] {
+        let output = child::test("testing::fails_and_is_kept").env(name, value).output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(!output.status.success() && said.contains(name), "{said}");
+        assert!(!said.contains("name: "), "{said}");
+    }
+}
