@@ -49,6 +49,24 @@ pub(crate) fn end(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// What a console has from `offset` on, at most so much; moves the offset behind it. One that was begun anew
+/// is read from its beginning.
+pub(crate) fn from(path: &Path, offset: &mut u64, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    if file.metadata()?.len() < *offset {
+        *offset = 0;
+    }
+    file.seek(SeekFrom::Start(*offset))?;
+    let mut bytes = Vec::new();
+    file.take(bytes_max).read_to_end(&mut bytes)?;
+    *offset += bytes.len() as u64;
+    Ok(bytes)
+}
+
 /// The last lines of a console, harmless; says so if there is none.
 pub(crate) fn tail(path: &Path) -> String {
     match end(path, TAIL_BYTES) {

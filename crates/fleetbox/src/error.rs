@@ -110,6 +110,8 @@ pub enum ErrorKind {
     CommandFailed,
     /// The call ran out of its time.
     TimedOut,
+    /// What was [waited](crate::Vm::wait) for cannot come true any more.
+    WaitFailed,
     /// A copy failed or would have written where it must not.
     Copy,
     /// The host's operating system refused a call; the source says which.
@@ -158,6 +160,7 @@ impl ErrorKind {
             | K::ConnectionLost
             | K::CommandFailed
             | K::TimedOut
+            | K::WaitFailed
             | K::Copy
             | K::ImageWithoutKernel => Fault::Guest,
             K::Internal => Fault::Internal,
@@ -223,6 +226,7 @@ const KIND_WORDS: &[(ErrorKind, &str)] = &[
     (ErrorKind::ConnectionLost, "connection_lost"),
     (ErrorKind::CommandFailed, "command_failed"),
     (ErrorKind::TimedOut, "timed_out"),
+    (ErrorKind::WaitFailed, "wait_failed"),
     (ErrorKind::Copy, "copy"),
     (ErrorKind::Io, "io"),
     (ErrorKind::Internal, "internal"),

@@ -50,6 +50,7 @@ mod health;
 mod bundle;
 pub mod host;
 pub mod testing;
+pub mod wait;
 mod env;
 mod sys;
 #[cfg(test)]

@@ -92,6 +92,7 @@ impl Event {
 fn command(spoken: crate::ssh::Spoken) -> Event {
     let (end, failed) = match &spoken.end {
         End::None => ("it runs".to_owned(), false),
+        End::Done => ("done".to_owned(), false),
         End::Status(status) => (status.to_string(), !status.success()),
         End::Error(error) => (error.clone(), true),
     };

@@ -43,10 +43,9 @@ impl Place {
     }
 
     pub(super) fn finish(&self, half: TempDir) -> Result<PathBuf> {
-        let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        let now = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
         let stamp: String = now.chars().filter(char::is_ascii_alphanumeric).collect();
         let path = self.dir.join(format!("{stamp}-{}", std::process::id()));
-        let path = if path.exists() { path.with_extension(unique()) } else { path };
         std::fs::rename(half.path(), &path).map_err(|e| Error::io("make", &path, e))?;
         // It is no longer there under its temporary name.
         drop(half.keep());
@@ -73,11 +72,6 @@ impl Place {
 
 fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
-}
-
-fn unique() -> String {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    format!("{:09}", since.subsec_nanos())
 }
 
 /// The directory cargo built this executable into.

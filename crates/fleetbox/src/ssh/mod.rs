@@ -32,4 +32,4 @@ pub(crate) use connection::Dial;
 pub(crate) use connection::Target;
 pub use output::{ExitStatus, Output};
 pub(crate) use session::{Session, WeakSession};
-pub(crate) use transcript::{End, Spoken, Transcript};
+pub(crate) use transcript::{End, Place, Spoken, Transcript};

@@ -16,7 +16,7 @@ use russh::client;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::connection::{self, COMMANDS_PER_CONNECTION, Connection, Target};
-use super::transcript::Transcript;
+use super::transcript::{Place, Transcript};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Time to make a connection outside of a boot: a login to an emulated guest takes seconds.
@@ -112,6 +112,11 @@ impl Session {
         if let Some(transcript) = self.transcript() {
             transcript.capture(path);
         }
+    }
+
+    /// A place in the transcript, if there is one, for what is no command.
+    pub(crate) fn note(&self, label: &str) -> Option<Place> {
+        Some(self.transcript()?.begin(self.vm(), label))
     }
 
     pub(super) fn transcript(&self) -> Option<&Transcript> {

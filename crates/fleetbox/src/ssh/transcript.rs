@@ -44,13 +44,14 @@ pub(crate) struct Spoken {
 pub(crate) enum End {
     /// It runs.
     None,
+    Done,
     Status(ExitStatus),
     Error(String),
 }
 
 /// The place of a command under way.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     transcript: Transcript,
     number: u64,
     since: Instant,
@@ -98,19 +99,29 @@ impl Transcript {
 
 impl Place {
     pub(super) fn end(self, result: &Result<Ended>) {
-        let mut commands = self.transcript.lock();
-        // One that was dropped meanwhile is not told of.
-        let Some(index) = self.number.checked_sub(commands.first) else { return };
-        let index = usize::try_from(index).unwrap_or(usize::MAX);
-        let Some(spoken) = commands.kept.get_mut(index) else { return };
-        spoken.took = Some(self.since.elapsed());
-        match result {
+        self.write(|spoken| match result {
             Ok(ended) => {
                 spoken.end = End::Status(ended.status.clone());
                 spoken.stdout = tail(&ended.stdout);
                 spoken.stderr = tail(&ended.stderr);
             }
             Err(e) => spoken.end = End::Error(Error::report(e)),
+        });
+    }
+
+    /// The end of what was no command.
+    pub(crate) fn finish(self, error: Option<String>) {
+        self.write(|spoken| spoken.end = error.map_or(End::Done, End::Error));
+    }
+
+    fn write(self, write: impl FnOnce(&mut Spoken)) {
+        let mut commands = self.transcript.lock();
+        // One that was dropped meanwhile is not told of.
+        let Some(index) = self.number.checked_sub(commands.first) else { return };
+        let index = usize::try_from(index).unwrap_or(usize::MAX);
+        if let Some(spoken) = commands.kept.get_mut(index) {
+            spoken.took = Some(self.since.elapsed());
+            write(spoken);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::Vm;
 use crate::error::{Error, Result};
-use crate::ssh::Transcript;
+use crate::ssh::{Place, Transcript};
 
 impl Vm {
     /// Lets the VM live on when nobody holds it any more, as one that was started
@@ -43,6 +43,11 @@ impl Vm {
     /// Has a capture's file kept with the transcript.
     pub(crate) fn note_capture(&self, path: &Path) {
         self.inner.session.note_capture(path);
+    }
+
+    /// A place in the transcript for a wait.
+    pub(crate) fn note_wait(&self, label: &str) -> Option<Place> {
+        self.inner.session.note(label)
     }
 
     /// The name of its cluster.
