@@ -1,6 +1,7 @@
 //! Owns what a guest wrote to its console: making it harmless, and its tail. What that says of a boot is
 //! `diagnose`'s.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -33,6 +34,24 @@ pub fn harmless(bytes: &[u8]) -> String {
         }
     }
     text
+}
+
+/// A line without the sequences that colour it (ECMA-48, `ESC [ … letter`), so that what it says can be found.
+pub(crate) fn uncoloured(line: &str) -> Cow<'_, str> {
+    if !line.contains("\u{1b}[") {
+        return Cow::Borrowed(line);
+    }
+    let mut text = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some((before, after)) = rest.split_once("\u{1b}[") {
+        text.push_str(before);
+        let end = after.find(|c: char| !(c.is_ascii_digit() || ";:?<=>".contains(c)));
+        rest = end.map_or("", |end| {
+            &after[end + after[end..].chars().next().map_or(0, char::len_utf8)..]
+        });
+    }
+    text.push_str(rest);
+    Cow::Owned(text)
 }
 
 /// The last bytes of a console. One that was never written is empty.
@@ -92,6 +111,15 @@ mod tests {
         let text = harmless(hostile);
         assert_eq!(text, "^[]0;title^G^[[2J^H^?^Mover\nline\ttab \u{fffd} \\u{9b}31m");
         assert!(text.chars().all(|c| c == '\n' || c == '\t' || !c.is_control()));
+    }
+
+    #[test]
+    fn colours_go_and_words_stay() {
+        let line = "[\u{1b}[0;1;31mFAILED\u{1b}[0m] Failed to start \u{1b}[0;1;39mssh.service\u{1b}[0m - x.";
+        assert_eq!(uncoloured(line), "[FAILED] Failed to start ssh.service - x.");
+        assert_eq!(uncoloured("plain"), "plain");
+        assert_eq!(uncoloured("cut \u{1b}[0;"), "cut ");
+        assert_eq!(uncoloured("\u{1b}[3\u{e4}x"), "x");
     }
 
     #[test]

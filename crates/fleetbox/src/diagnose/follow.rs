@@ -1,13 +1,13 @@
 //! Owns following a console while its guest boots: reading what is new, line by line, and keeping the
 //! stages seen and what went wrong. It must not wait; callers decide when to look again.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::cause::{Shown, Suspicion};
 use super::{BootStage, marks};
+use crate::console::{self, uncoloured};
 use crate::progress::Stage;
 
 /// Longer lines prove nothing beyond this; it bounds what a hostile guest can make us keep.
@@ -66,22 +66,8 @@ impl Follower {
     /// Reads what is new and returns the stage if it moved on.
     pub(crate) fn advance(&mut self) -> io::Result<Option<Stage>> {
         let before = self.stage;
-        let mut file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e),
-        };
-        file.seek(SeekFrom::Start(self.offset))?;
-        let mut file = file.take(READ_BYTES_MAX);
-        let mut chunk = [0; 16 * 1024];
-        loop {
-            let count = file.read(&mut chunk)?;
-            if count == 0 {
-                break;
-            }
-            self.offset += count as u64;
-            self.take(&chunk[..count]);
-        }
+        let bytes = console::from(&self.path, &mut self.offset, READ_BYTES_MAX)?;
+        self.take(&bytes);
         // A shell's prompt ends no line.
         let prompt = String::from_utf8_lossy(&self.rest).into_owned();
         self.suspicion.look(&prompt);
@@ -101,6 +87,7 @@ impl Follower {
     }
 
     fn line(&mut self, line: &str) {
+        let line = &*uncoloured(line);
         self.suspicion.look(line);
         let Some(mark) = marks::mark(line) else { return };
         if self.seen.iter().any(|seen| seen.stage == mark.stage) {

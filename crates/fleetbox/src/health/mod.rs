@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use self::signs::Ailment;
-use crate::console::harmless;
+use crate::console::{harmless, uncoloured};
 use crate::error::{Error, ErrorKind, Result};
 use crate::vm::{State, Vm};
 
@@ -157,7 +157,8 @@ struct Seen {
 
 impl Seen {
     fn look(&mut self, line: &str) {
-        let Some((ailment, essence)) = signs::sign(line) else { return };
+        let line = uncoloured(line);
+        let Some((ailment, essence)) = signs::sign(&line) else { return };
         let line = harmless(essence.as_bytes());
         if self.findings.len() < FINDINGS_MAX && self.known.insert((ailment, line.clone())) {
             self.findings.push(Finding { vm: self.vm.clone(), ailment, line });
@@ -196,13 +197,13 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "[ 1.0] BUG: old").unwrap();
         let mark = file.as_file().metadata().unwrap().len();
-        writeln!(file, "[ 2.0] BUG: new \x1b[2J").unwrap();
-        writeln!(file, "[ 3.0] BUG: new \x1b[2J").unwrap();
+        writeln!(file, "[ 2.0] BUG: new \x1b]0;x\x07").unwrap();
+        writeln!(file, "[ 3.0] BUG: new \x1b]0;x\x07").unwrap();
         let mut seen = Seen { vm: "web".to_owned(), ..Seen::default() };
         read_console(file.path(), mark, &mut seen).unwrap();
-        seen.look("[  2.000000] kernel: BUG: new \x1b[2J");
+        seen.look("[  2.000000] kernel: BUG: new \x1b]0;x\x07");
         let lines: Vec<String> = seen.findings.iter().map(ToString::to_string).collect();
-        assert_eq!(lines, ["web: a bug in the kernel: BUG: new ^[[2J"]);
+        assert_eq!(lines, ["web: a bug in the kernel: BUG: new ^[]0;x^G"]);
     }
 
     #[test]

@@ -14,14 +14,20 @@ use crate::error::{Error, Result};
 use crate::ssh::Output;
 use crate::vm::Vm;
 
-/// Looks until `look` is done, twenty times with growing pauses, some five seconds in all. Exit codes: it
-/// holds, it never will, not yet.
-const LOOP: &str = "for pause in 0.02 0.05 0.1 0.1 0.2 0.2 0.2 0.3 0.3 0.3 0.3 0.3 0.3 0.3 0.3 0.3 0.3 0.3 0.3 0.3; do
+/// Looks until `look` is done, again and again after each pause of its first argument. Exit codes: it holds,
+/// it never will, not yet.
+const LOOP: &str = "pauses=$1
+shift
+for pause in $pauses; do
     look \"$@\"
     sleep $pause
 done
 exit 2
 ";
+/// The first question has a short answer, so that something is known soon.
+const FIRST_PAUSES: &str = "0.02 0.05 0.1 0.2";
+/// Some five seconds.
+const PAUSES: &str = "0.2 0.2 0.3 0.3 0.3 0.3 0.3 0.3 0.3 0.3 0.3 0.3 0.3 0.3 0.3 0.3";
 const HOLDS: Option<i32> = Some(0);
 const NEVER: Option<i32> = Some(1);
 /// What a script may take beyond its own pauses, on a slow guest.
@@ -45,14 +51,18 @@ const PATH: &str = "look() { if [ \"$1\" \"$2\" ]; then exit 0; fi; }\n";
 async fn ask(vm: &Vm, script: &str, args: &[&str], seen: &Seen) -> Result<Output> {
     let script = format!("{script}{LOOP}");
     let mut pause = Pause::new();
+    let mut pauses = FIRST_PAUSES;
     loop {
         let mut command = vm.command("sh");
-        command.args(["-c", &script, "sh"]).args(args).sudo().unwritten();
+        command.args(["-c", &script, "sh", pauses]).args(args).sudo().unwritten();
         command.timeout(ANSWER_WAIT).output_limit_bytes(OUTPUT_BYTES_MAX);
         match command.output().await {
             Ok(output) if output.status.code() == HOLDS => return Ok(output),
             Ok(output) if output.status.code() == NEVER => return Err(refused(&output)),
-            Ok(output) => seen.set(&told(&output)),
+            Ok(output) => {
+                seen.set(&told(&output));
+                pauses = PAUSES;
+            }
             Err(e) => {
                 // A guest that reboots comes back.
                 passing(e, seen)?;

@@ -143,7 +143,8 @@ impl Line {
     }
 }
 
-/// A line of the console matches the regular expression, at any time since the machine was started.
+/// A line of the console, without its colours, matches the regular expression, at any time since the machine
+/// was started.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidSpec`] if it is none.

@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use regex_lite::Regex;
 
 use super::{Http, Seen};
+use crate::console::{self, uncoloured};
 use crate::error::{Error, ErrorKind, Result};
 use crate::vm::Vm;
 
@@ -162,7 +163,7 @@ enum Read {
 
 impl Lines {
     fn read(&mut self, path: &std::path::Path, fits: impl Fn(&str) -> bool) -> io::Result<Read> {
-        let bytes = crate::console::from(path, &mut self.offset, READ_BYTES_MAX)?;
+        let bytes = console::from(path, &mut self.offset, READ_BYTES_MAX)?;
         if bytes.is_empty() {
             return Ok(Read::None);
         }
@@ -172,7 +173,7 @@ impl Lines {
             self.rest.extend_from_slice(&line[..line.len().min(room)]);
             let text = String::from_utf8_lossy(&self.rest);
             let text = text.trim_end_matches(['\r', '\n']);
-            if fits(text) {
+            if fits(&uncoloured(text)) {
                 return Ok(Read::Found);
             }
             text.clone_into(&mut last);

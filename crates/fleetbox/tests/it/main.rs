@@ -9,12 +9,14 @@ mod child;
 mod cluster;
 mod conformance;
 mod derived;
+mod diagnose;
 mod etcd;
 #[cfg(feature = "unstable-fake")]
 mod fake;
 #[cfg(feature = "unstable-fake")]
 mod fault_plan;
 mod firmware;
+mod health;
 mod input;
 #[cfg(feature = "unstable-fake")]
 mod net_faults;
@@ -25,6 +27,7 @@ mod require;
 mod testing;
 #[cfg(feature = "unstable-fake")]
 mod timeline;
+mod waits;
 
 /// A name no other test, process or checkout uses.
 fn unique(part: &str) -> String {

@@ -47,14 +47,15 @@ const PROGRAMS: &[(&str, &str)] = &[
 const JOURNAL: &str = r#"file=$HOME/journal
 touch "$file"
 lines=$(($(wc -l <"$file")))
-from=0
+from=0 show=
 for word; do
     case $word in
-    --show-cursor) echo "-- cursor: line=$lines"; exit;;
+    --show-cursor) show=y;;
     --after-cursor=*) from=${word#--after-cursor=line=};;
     esac
 done
 tail -n "+$((from + 1))" "$file"
+[ -z "$show" ] || echo "-- cursor: line=$lines"
 "#;
 const HOST_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const REFUSE: &str = "echo \"${0##*/}: the fake guest has no machine to do this to\" >&2; exit 1\n";
