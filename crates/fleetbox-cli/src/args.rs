@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Ls(Ls),
     /// Run a command in a new VM that goes when the command ends
     Run(Run),
+    /// Run a program of this host, such as a test binary, in a new VM: for cargo's `runner`
+    Runner(Runner),
     /// Run a command in a VM, or open a shell
     #[command(visible_alias = "shell")]
     Ssh(Ssh),
@@ -99,7 +101,7 @@ impl Command {
 
     /// Whether the exit code is the guest's.
     pub(crate) fn has_guest_code(&self) -> bool {
-        matches!(self, Command::Run(_) | Command::Ssh(_) | Command::Exec(_))
+        matches!(self, Command::Run(_) | Command::Runner(_) | Command::Ssh(_) | Command::Exec(_))
     }
 }
 
@@ -126,6 +128,7 @@ pub(crate) struct Output {
 }
 
 #[derive(Debug, ClapArgs)]
+#[expect(clippy::struct_excessive_bools, reason = "independent flags")]
 pub(crate) struct Up {
     /// Names of VMs, or with -n the prefix of their names. Several are one cluster: they reach each
     /// other by name, and come up all or none
@@ -148,6 +151,9 @@ pub(crate) struct Up {
     /// Lose at a power cut what the guest did not flush, and nothing else
     #[arg(long)]
     pub durable: bool,
+    /// Tell on standard error how long each stage of the start took, and what the guest says of its boot
+    #[arg(long)]
+    pub timings: bool,
     /// Give the host a route to the VMs of the cluster until the last has ended; only for root
     #[arg(long)]
     pub host_routable: bool,
@@ -171,6 +177,30 @@ pub(crate) struct Run {
     /// The command; without one, a shell
     #[arg(trailing_var_arg = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Runner {
+    #[command(flatten)]
+    pub machine: Machine,
+    /// Boot it, instead of restoring one that was booted once for all of its kind
+    #[arg(long)]
+    pub cold: bool,
+    /// Run the program as root
+    #[arg(long)]
+    pub sudo: bool,
+    /// Hand on this environment variable, too; repeat for more. Those of Rust, cargo and nextest are
+    #[arg(long, value_name = "NAME")]
+    pub env: Vec<String>,
+    /// Do not tell how far the start is
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// The program
+    #[arg(value_hint = ValueHint::ExecutablePath)]
+    pub program: PathBuf,
+    /// Its arguments. With `--list` among them it runs on this host
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+    pub arguments: Vec<std::ffi::OsString>,
 }
 
 #[derive(Debug, ClapArgs)]

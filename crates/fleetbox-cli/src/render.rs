@@ -139,6 +139,11 @@ pub(crate) fn complain(error: &Error) {
     eprintln!("fleetbox: {}", fleetbox::harmless(error.report().as_bytes()));
 }
 
+/// Reports what went wrong in words of our own.
+pub(crate) fn complain_text(text: &str) {
+    eprintln!("fleetbox: {text}");
+}
+
 /// Reports an error of this process's own streams.
 pub(crate) fn complain_io(what: &str, error: &io::Error) {
     eprintln!("fleetbox: {what}: {error}");

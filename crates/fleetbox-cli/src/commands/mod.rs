@@ -12,6 +12,7 @@ mod port;
 mod prune;
 mod rm;
 mod run;
+mod runner;
 mod shell;
 mod snapshot;
 mod ssh;
@@ -34,6 +35,7 @@ pub(crate) async fn run(command: Command) -> Outcome {
         Command::Down(args) => down::run(args).await,
         Command::Ls(args) => ls::run(args).await,
         Command::Run(args) => run::run(args).await,
+        Command::Runner(args) => runner::run(args).await,
         Command::Ssh(args) => ssh::run(args).await,
         Command::Exec(Exec { name, tty, command }) => ssh::run(Ssh { name, tty, command }).await,
         Command::Cp(args) => cp::run(args).await,

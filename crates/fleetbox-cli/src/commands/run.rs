@@ -2,32 +2,44 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use fleetbox::Vm;
+use fleetbox::{Error, Vm};
 
 use super::ssh;
 use crate::args::Run;
+use crate::args::machine::Machine;
 use crate::progress::Display;
 use crate::{Outcome, render};
 
 pub(super) async fn run(args: Run) -> Outcome {
     // Nobody else's, and no member of a cluster `run`.
     let name = format!("run-{:08x}x", RandomState::new().hash_one(0) as u32);
-    let mut builder = args.machine.of(Vm::builder(&name)).ephemeral(true).warm(!args.cold);
-    let display = (!args.quiet).then(Display::new);
-    if let Some(display) = &display {
-        builder = builder.on_progress(display.sink(&name));
-    }
-    let vm = tokio::select! {
-        // Listens before there is anything to be undone, which dropping the start does.
-        biased;
-        () = crate::interrupted() => return Ok(130),
-        vm = builder.start() => vm?,
+    let Some(vm) = start(&name, &args.machine, args.cold, args.quiet).await? else {
+        return Ok(130);
     };
-    drop(display);
     let outcome = ssh::in_vm(&vm, args.tty, &args.command).await;
     // It goes with this process in any case; the next command shall find it gone.
     if let Err(e) = vm.destroy().await {
         render::complain(&e);
     }
     outcome
+}
+
+/// A VM that goes with this process; none if that is interrupted meanwhile.
+pub(super) async fn start(
+    name: &str,
+    machine: &Machine,
+    cold: bool,
+    quiet: bool,
+) -> Result<Option<Vm>, Error> {
+    let mut builder = machine.of(Vm::builder(name)).ephemeral(true).warm(!cold);
+    let display = (!quiet).then(Display::new);
+    if let Some(display) = &display {
+        builder = builder.on_progress(display.sink(name));
+    }
+    tokio::select! {
+        // Listens before there is anything to be undone, which dropping the start does.
+        biased;
+        () = crate::interrupted() => Ok(None),
+        vm = builder.start() => vm.map(Some),
+    }
 }

@@ -59,7 +59,8 @@ async fn interactive(command: &mut Command) -> Outcome {
     code
 }
 
-async fn piped(command: &mut Command) -> Outcome {
+/// With this process's streams, whatever they are.
+pub(super) async fn piped(command: &mut Command) -> Outcome {
     let mut child = command.spawn().await?;
     converse(&mut child).await
 }

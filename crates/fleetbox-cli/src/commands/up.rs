@@ -11,7 +11,7 @@ use crate::progress::Display;
 use crate::{Outcome, render};
 
 pub(super) async fn run(args: Up) -> Outcome {
-    let display = Display::new();
+    let (display, timings) = (Display::new(), args.timings);
     let mut starts: JoinSet<(usize, Result<Vec<VmInfo>, Error>)> = JoinSet::new();
     let mut names: Vec<&String> = Vec::new();
     for name in &args.names {
@@ -23,26 +23,28 @@ pub(super) async fn run(args: Up) -> Outcome {
         (None, names) if args.from.is_some() => {
             for (place, name) in names.iter().enumerate() {
                 match forked(&args, &display, name)? {
-                    Forked::Vm(vm) => starts.spawn(async move { (place, alone(vm).await) }),
+                    Forked::Vm(vm) => {
+                        starts.spawn(async move { (place, alone(vm, timings).await) })
+                    }
                     Forked::Cluster(all) => {
-                        starts.spawn(async move { (place, together(all).await) })
+                        starts.spawn(async move { (place, together(all, timings).await) })
                     }
                 };
             }
         }
         (None, [name]) => {
             let vm = options(&args, Vm::builder(*name)).on_progress(display.sink(name));
-            starts.spawn(async move { (0, alone(vm).await) });
+            starts.spawn(async move { (0, alone(vm, timings).await) });
         }
         (None, names) => {
             let cluster = cluster(&args, &display, Cluster::of(names.iter().copied())?);
-            starts.spawn(async move { (0, together(cluster).await) });
+            starts.spawn(async move { (0, together(cluster, timings).await) });
         }
         (Some(count), prefixes) => {
             for (place, prefix) in prefixes.iter().enumerate() {
                 let cluster = Cluster::builder(*prefix).size(count);
                 let cluster = self::cluster(&args, &display, cluster);
-                starts.spawn(async move { (place, together(cluster).await) });
+                starts.spawn(async move { (place, together(cluster, timings).await) });
             }
         }
     }
@@ -81,17 +83,38 @@ fn forked(args: &Up, display: &Display, name: &str) -> Result<Forked, Error> {
 }
 
 /// One that does not come up stays, to be looked into.
-async fn alone(vm: VmBuilder) -> Result<Vec<VmInfo>, Error> {
+async fn alone(vm: VmBuilder, timings: bool) -> Result<Vec<VmInfo>, Error> {
     let vm = vm.start().await?;
+    if timings {
+        tell(&vm).await?;
+    }
     let info = vm.info().await;
     vm.release().await;
     Ok(vec![info?])
 }
 
-async fn together(cluster: ClusterBuilder) -> Result<Vec<VmInfo>, Error> {
+/// Where the time of the start went.
+async fn tell(vm: &Vm) -> Result<(), Error> {
+    let stages = vm.timings().stages();
+    let report = vm.boot_report().await?;
+    let rows = stages.iter().filter(|(_, took)| !took.is_zero());
+    let rows = rows.map(|(stage, took)| {
+        let (stage, seconds) = (stage.as_str(), took.as_secs_f64());
+        format!("{stage:<18} {seconds:>8.2} s\n")
+    });
+    let text = rows.collect::<Vec<_>>().concat();
+    let total = vm.timings().total().as_secs_f64();
+    eprintln!("{}: ready after {total:.2} s\n{text}{report}", vm.name());
+    Ok(())
+}
+
+async fn together(cluster: ClusterBuilder, timings: bool) -> Result<Vec<VmInfo>, Error> {
     let cluster = cluster.start().await?;
     let mut infos = Vec::new();
     for vm in &cluster {
+        if timings {
+            tell(&vm).await?;
+        }
         infos.push(vm.info().await);
     }
     cluster.close().await;
