@@ -1,4 +1,4 @@
-//! Owns turning an `async fn` that takes machines into a plain test that runs a `fleetbox::testing::Test`. It
+//! Owns turning a function that takes machines into a plain test that runs a `fleetbox::testing::Test`. It
 //! must not know what a VM is; `option` has the words that may be said of a test.
 
 use proc_macro2::TokenStream as Tokens;
@@ -35,26 +35,27 @@ pub(crate) fn expand(options: Tokens, item: Tokens) -> Result<Tokens> {
         let words = names.iter().map(ToString::to_string);
         (quote!(.names([#(#words),*])), quote!(|(#(#names),*)| body(#(#names),*)))
     };
+    let (asyncness, run) = match sig.asyncness {
+        Some(_) => (quote!(async), quote!(run)),
+        None => (quote!(), quote!(run_blocking)),
+    };
     Ok(quote! {
         #(#attrs)*
         #[::core::prelude::v1::test]
         #vis fn #name() -> #output {
-            async fn body(#inputs) -> #output #block
+            #asyncness fn body(#inputs) -> #output #block
             ::fleetbox::testing::Test::new(
                 ::core::concat!(::core::module_path!(), "::", ::core::stringify!(#name)),
             )
             #named
             #configure
-            .run(#body)
+            .#run(#body)
         }
     })
 }
 
 fn check(function: &ItemFn) -> Result<()> {
     let sig = &function.sig;
-    if sig.asyncness.is_none() {
-        return Err(Error::new_spanned(sig.fn_token, "a fleetbox test must be an `async fn`"));
-    }
     if sig.inputs.is_empty() || sig.inputs.len() > ARGUMENTS_MAX {
         return Err(Error::new_spanned(
             &sig.ident,
@@ -117,11 +118,19 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_test_is_refused() {
-        for item in [
+    fn a_plain_function_is_run_as_one() {
+        let out = text(
+            quote!(),
             quote!(
                 fn t(vm: Vm) {}
             ),
+        );
+        assert!(out.contains(". run_blocking (body)") && !out.contains("async"), "{out}");
+    }
+
+    #[test]
+    fn what_cannot_be_a_test_is_refused() {
+        for item in [
             quote!(
                 async fn t() {}
             ),

@@ -6,7 +6,7 @@ mod option;
 
 use proc_macro::TokenStream;
 
-/// Makes an `async fn` that takes machines a test: they are started before the body and destroyed after it,
+/// Makes an `async fn`, or a plain one that calls `fleetbox::blocking`, that takes machines a test: they are started before the body and destroyed after it,
 /// also when the body panics, returns an error or takes too long, or the process dies.
 ///
 /// It takes `vm: Vm`; or up to six, `db: Vm, web: Vm`, which are on one network and know each other by these

@@ -49,6 +49,7 @@ mod diagnose;
 mod health;
 mod bundle;
 pub mod host;
+pub mod blocking;
 pub mod testing;
 pub mod wait;
 mod env;

@@ -7,14 +7,15 @@ use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use regex_lite::Regex;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinSet;
 
 use super::machines::{CLUSTER_VMS, Count, Fleet, Machines};
 use super::{Outcome, Required, Requirement, Test};
+use crate::blocking;
 use crate::bundle::{self, Story};
 use crate::cluster::Cluster;
 use crate::env;
@@ -30,12 +31,66 @@ const YIELD_WAIT: Duration = Duration::from_secs(10);
 /// How much of a test's name a VM's name keeps, leaving room for what makes it unique.
 const NAME_PART_LENGTH: usize = 48;
 
+/// What drives the machines of a test.
+enum Driver {
+    /// The test's own thread, while it waits.
+    Own(Runtime),
+    /// The thread behind blocking calls, at any time.
+    Shared(&'static Handle),
+}
+
+impl Driver {
+    fn block_on<F: Future>(&self, future: F) -> F::Output {
+        match self {
+            Self::Own(runtime) => runtime.block_on(future),
+            Self::Shared(handle) => handle.block_on(future),
+        }
+    }
+}
+
 pub(super) fn run<M, T, F>(test: Test, body: impl FnOnce(M) -> F) -> T
 where
     M: Machines,
     T: Outcome,
     F: Future<Output = T>,
 {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap_or_else(|e| panic!("failed to start a runtime for the test: {e}"));
+    begin::<M, T>(test, Driver::Own(runtime), |driver, timeout, machines| {
+        driver.block_on(async {
+            // Within the runtime, and within what a panic of it is caught by.
+            let body = body(machines);
+            match timeout {
+                Some(timeout) => tokio::time::timeout(timeout, body).await.map_err(|_| timeout),
+                None => Ok(body.await),
+            }
+        })
+    })
+}
+
+pub(super) fn run_blocking<M, T>(test: Test, body: impl FnOnce(M) -> T) -> T
+where
+    M: Machines,
+    T: Outcome,
+{
+    begin::<M, T>(test, Driver::Shared(blocking::runtime()), |_, timeout, machines| {
+        let began = Instant::now();
+        let outcome = body(machines);
+        match timeout {
+            Some(timeout) if began.elapsed() > timeout => Err(timeout),
+            _ => Ok(outcome),
+        }
+    })
+}
+
+/// Starts the machines, and goes through with the test unless they cannot be had.
+fn begin<M: Machines, T: Outcome>(
+    test: Test,
+    driver: Driver,
+    body: impl FnOnce(&Driver, Option<Duration>, M) -> Result<T, Duration>,
+) -> T {
     let name = test.name.clone();
     let plan = Plan::of(test, M::COUNT).unwrap_or_else(|e| panic!("{name}: {}", e.report()));
     if let Some((requirement, why)) = plan.lacking() {
@@ -45,13 +100,9 @@ where
         );
         return skip(&name, &why);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap_or_else(|e| panic!("failed to start a runtime for the test: {e}"));
     let mut story = Story::new(&name);
     let Plan { start, required, timeout, allowed, keep, .. } = plan;
-    let fleet = match runtime.block_on(start.fleet()) {
+    let fleet = match driver.block_on(start.fleet()) {
         Ok(fleet) => fleet,
         Err(error) if host_cannot(&error) && !required.machines() => {
             return skip(&name, &format!("this host cannot boot a VM: {}", error.report()));
@@ -59,11 +110,11 @@ where
         Err(error) => {
             let failure = format!("failed to start the test's machines: {}", error.report());
             story.boot_failed(error);
-            leave_bundle(&runtime, &story, &failure);
+            leave_bundle(&driver, &story, &failure);
             panic!("{failure}");
         }
     };
-    let conduct = Conduct { runtime, fleet, story, allowed, keep };
+    let conduct = Conduct { driver, fleet, story, allowed, keep };
     conduct.through(timeout, body)
 }
 
@@ -156,7 +207,7 @@ impl Start {
 
 /// A test whose machines run.
 struct Conduct {
-    runtime: Runtime,
+    driver: Driver,
     fleet: Fleet,
     story: Story,
     allowed: Vec<Regex>,
@@ -171,18 +222,17 @@ enum Ending<T> {
 }
 
 impl Conduct {
-    fn through<M, T, F>(mut self, timeout: Option<Duration>, body: impl FnOnce(M) -> F) -> T
-    where
-        M: Machines,
-        T: Outcome,
-        F: Future<Output = T>,
-    {
+    fn through<M: Machines, T: Outcome>(
+        mut self,
+        timeout: Option<Duration>,
+        body: impl FnOnce(&Driver, Option<Duration>, M) -> Result<T, Duration>,
+    ) -> T {
         let transcript = Transcript::default();
         for vm in self.fleet.vms() {
             vm.write_down(&transcript);
         }
         self.story.transcript = transcript;
-        let marks = self.runtime.block_on(mark(self.fleet.vms()));
+        let marks = self.driver.block_on(mark(self.fleet.vms()));
         let (ending, marks) = match marks {
             Ok(marks) => (self.body(timeout, body), marks),
             Err(e) => {
@@ -190,12 +240,12 @@ impl Conduct {
                 (Ending::Panicked(Box::new(text)), Vec::new())
             }
         };
-        let examined = self.runtime.block_on(examine(&marks));
+        let examined = self.driver.block_on(examine(&marks));
         let failure = self.judge(&ending, examined);
         let kept = match &failure {
             Some(failure) => {
                 self.story.members = self.members();
-                leave_bundle(&self.runtime, &self.story, failure);
+                leave_bundle(&self.driver, &self.story, failure);
                 self.keep()
             }
             None => false,
@@ -214,24 +264,14 @@ impl Conduct {
         }
     }
 
-    fn body<M, T, F>(&self, timeout: Option<Duration>, body: impl FnOnce(M) -> F) -> Ending<T>
-    where
-        M: Machines,
-        F: Future<Output = T>,
-    {
+    fn body<M: Machines, T>(
+        &self,
+        timeout: Option<Duration>,
+        body: impl FnOnce(&Driver, Option<Duration>, M) -> Result<T, Duration>,
+    ) -> Ending<T> {
         let machines = M::take(self.fleet.clone());
         let _watch = timeout.map(|timeout| Watch::over(self.fleet.clone(), timeout));
-        let run = || {
-            self.runtime.block_on(async {
-                // Within the runtime, and within what a panic of it is caught by.
-                let body = body(machines);
-                match timeout {
-                    Some(timeout) => tokio::time::timeout(timeout, body).await.map_err(|_| timeout),
-                    None => Ok(body.await),
-                }
-            })
-        };
-        match catch_unwind(AssertUnwindSafe(run)) {
+        match catch_unwind(AssertUnwindSafe(|| body(&self.driver, timeout, machines))) {
             Ok(Ok(outcome)) => Ending::Returned(outcome),
             Ok(Err(timeout)) => Ending::Late(timeout),
             Err(panic) => Ending::Panicked(panic),
@@ -290,7 +330,7 @@ impl Conduct {
         }
         let mut kept = Vec::new();
         for vm in self.members() {
-            match self.runtime.block_on(vm.detach()) {
+            match self.driver.block_on(vm.detach()) {
                 Ok(()) => kept.push(vm.name().to_owned()),
                 Err(e) => eprintln!("{} is not kept: {}", vm.name(), e.report()),
             }
@@ -305,7 +345,7 @@ impl Conduct {
     }
 
     fn destroy(&self) -> Result<(), String> {
-        self.runtime.block_on(async {
+        self.driver.block_on(async {
             let destroy = destroy(self.members());
             match tokio::time::timeout(DESTROY_WAIT, destroy).await {
                 Ok(destroyed) => destroyed.map_err(|e| e.report()),
@@ -388,8 +428,8 @@ fn end(fleet: &Fleet) {
 }
 
 #[expect(clippy::print_stderr, reason = "a failed test has no other voice")]
-fn leave_bundle(runtime: &Runtime, story: &Story, failure: &str) {
-    match runtime.block_on(bundle::write(story, failure)) {
+fn leave_bundle(driver: &Driver, story: &Story, failure: &str) {
+    match driver.block_on(bundle::write(story, failure)) {
         Ok(path) => {
             eprintln!("what is known of the failure: {}", path.join(bundle::PAGE).display());
             if env::under_nextest() {

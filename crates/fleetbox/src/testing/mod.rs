@@ -130,6 +130,28 @@ impl Test {
     {
         conduct::run(self, body)
     }
+
+    /// [`Test::run`] of a body that is no `async` one, and calls [`block`](crate::blocking::Block::block).
+    ///
+    /// # Panics
+    /// As [`Test::run`]. A body that takes too long is not dropped: its machines end, so that its calls fail.
+    ///
+    /// ```no_run
+    /// use fleetbox::blocking::Block;
+    ///
+    /// #[fleetbox::test]
+    /// fn kernel_is_linux(vm: fleetbox::Vm) {
+    ///     assert_eq!(vm.ssh("uname").block().unwrap(), "Linux");
+    /// }
+    /// # fn main() {}
+    /// ```
+    pub fn run_blocking<M, T>(self, body: impl FnOnce(M) -> T) -> T
+    where
+        M: Machines,
+        T: Outcome,
+    {
+        conduct::run_blocking(self, body)
+    }
 }
 
 impl fmt::Debug for Test {

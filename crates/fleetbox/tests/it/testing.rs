@@ -50,6 +50,23 @@ fn a_test_takes_a_cluster_or_several_machines() {
 }
 
 #[test]
+fn a_body_may_block() {
+    use fleetbox::blocking::Block;
+    test("a_body_may_block")
+        .run_blocking(|vm: Vm| -> fleetbox::Result<()> {
+            assert_eq!(vm.ssh("echo 1").block()?, "1");
+            vm.wait(fleetbox::wait::command("true").succeeds()).block()
+        })
+        .unwrap();
+    let said = failure(|| {
+        test("too_long").timeout(Duration::from_millis(50)).run_blocking(|vm: Vm| {
+            vm.shell("timeout 0.2 tail -f /dev/null; true").run().block().unwrap();
+        });
+    });
+    assert_eq!(said, "the test did not end within 50ms");
+}
+
+#[test]
 fn a_failure_leaves_all_that_is_known_of_it() {
     let said = failure(|| {
         test("a_failure_leaves").vms(2).run(async |nodes: Cluster| -> Result<(), String> {
