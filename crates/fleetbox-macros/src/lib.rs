@@ -20,6 +20,7 @@ use proc_macro::TokenStream;
 /// |---|---|
 /// | `image = "…"`, `cpus = …`, `memory_mib = …`, `disk_gib = …` | as the methods of `VmBuilder` |
 /// | `cold` | boot, do not restore |
+/// | `durable` | a power cut loses what the guest did not flush, and nothing else |
 /// | `vms = 5` | how many machines a `Cluster` has; default 3 |
 /// | `fixture = "host:/guest"` | a host directory, mounted read-only; may be said several times |
 /// | `timeout = "5m"` | what the body may take; a number is seconds; default `FLEETBOX_TEST_TIMEOUT`, else no limit |

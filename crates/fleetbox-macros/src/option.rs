@@ -6,7 +6,7 @@ use quote::quote;
 use syn::meta::ParseNestedMeta;
 use syn::{Ident, Lit, LitInt, LitStr, Result, Token, parenthesized};
 
-const KNOWN: &str = "unknown option; there are image, cpus, memory_mib, disk_gib, cold, vms, fixture, timeout, \
+const KNOWN: &str = "unknown option; there are image, cpus, memory_mib, disk_gib, cold, durable, vms, fixture, timeout, \
                      requires(…) and allow_health";
 
 /// `name`, `name = value` or `name(…)` as a method call.
@@ -24,6 +24,7 @@ pub(crate) fn option(meta: &ParseNestedMeta<'_>) -> Result<Tokens> {
             Ok(vm(&quote!(.#method(#value))))
         }
         "cold" => Ok(vm(&quote!(.warm(false)))),
+        "durable" => Ok(vm(&quote!(.durable(true)))),
         "vms" => {
             let value: LitInt = meta.value()?.parse()?;
             let value: usize = value.base10_parse()?;

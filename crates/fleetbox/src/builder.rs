@@ -95,8 +95,7 @@ impl VmBuilder {
     /// usually stays, which hides a program's missing `fsync`. It costs writes their speed.
     ///
     /// Where the backend cannot lose writes ([`Capabilities::disk_loss`](crate::Capabilities)), only
-    /// the first half holds. With [`VmBuilder::ephemeral`], whose disk no power cut leaves, it is
-    /// refused with [`ErrorKind::InvalidSpec`](crate::ErrorKind::InvalidSpec).
+    /// the first half holds.
     pub fn durable(self, durable: bool) -> Self {
         self.given(|spec| spec.durable = durable)
     }
@@ -152,8 +151,9 @@ impl VmBuilder {
         self
     }
 
-    /// Whether the VM's disk goes with the machine, in whatever way that ends; default no. Writes
-    /// of such a VM are not made safe against a crash of the host.
+    /// Whether the VM's disk goes when nobody holds the VM any more, in whatever way that comes; default no.
+    /// Until then it survives stops and power cuts as any other. Writes of such a VM are not made safe against a
+    /// crash of the host.
     pub fn ephemeral(mut self, ephemeral: bool) -> Self {
         self.ephemeral = ephemeral;
         self

@@ -26,7 +26,7 @@ use crate::holder::cleanup;
 use crate::images::{self, CachedImage};
 use crate::prepare::kernel::{self, BootSource};
 use crate::progress::{Progress, Stage};
-use crate::spec::{Name, VmSpec};
+use crate::spec::Name;
 use crate::ssh::Session;
 use crate::ssh::keys;
 use crate::store::lock::{self, Lock};
@@ -267,8 +267,7 @@ fn as_saved(request: &StartRequest, saved: Option<&Saved>) -> Result<StartReques
         )
         .hint("leave these options out"));
     }
-    let durable = spec.durable && !request.ephemeral;
-    Ok(StartRequest { spec: VmSpec { durable, ..spec.clone() }, ..request.clone() })
+    Ok(StartRequest { spec: spec.clone(), ..request.clone() })
 }
 
 /// A paused guest would never answer.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::admission::Granted;
 use super::ready;
 use crate::backend::{Accel, Backend};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::progress::ProgressSink;
 use crate::spec::{Name, VmSpec};
 use crate::store::record::SnapshotOf;
@@ -53,13 +53,6 @@ impl StartRequest {
             crate::net::check_host_routable()?;
         }
         ready::limit(self.timeout, Accel::Tcg)?;
-        if self.spec.durable && self.ephemeral {
-            return Err(Error::new(
-                ErrorKind::InvalidSpec,
-                "make a disk durable that goes with the machine",
-            )
-            .hint("ask for a durable VM or an ephemeral one"));
-        }
         Ok(())
     }
 }

@@ -48,9 +48,9 @@ impl Vm {
 
     /// Cuts the power: ends the VM at once, as if its plug were pulled. What the guest had synced is
     /// on the disk, what it had not may be lost or half written, and is lost for certain if the VM is
-    /// [durable](crate::VmBuilder::durable); the next start boots this disk. An
-    /// [ephemeral](crate::VmBuilder::ephemeral) VM's disk does not survive it. Does nothing if the
-    /// VM is stopped.
+    /// [durable](crate::VmBuilder::durable); the next start boots this disk, of an
+    /// [ephemeral](crate::VmBuilder::ephemeral) VM as long as somebody holds it. Does nothing if the VM is
+    /// stopped.
     ///
     /// Dropped before it is done, the power is cut all the same once the request was sent.
     ///

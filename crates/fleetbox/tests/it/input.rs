@@ -35,7 +35,6 @@ async fn sizes_out_of_range_are_refused() {
         Vm::builder(&name).disk_gib(0),
         Vm::builder(&name).disk_gib(u32::MAX),
         // Nothing is left of its disk that could be durable.
-        Vm::builder(&name).durable(true).ephemeral(true),
     ] {
         assert_eq!(refused(builder).await.kind(), ErrorKind::InvalidSpec);
     }

@@ -10,7 +10,6 @@ mod cluster;
 mod conformance;
 mod derived;
 mod diagnose;
-mod etcd;
 #[cfg(feature = "unstable-fake")]
 mod fake;
 #[cfg(feature = "unstable-fake")]

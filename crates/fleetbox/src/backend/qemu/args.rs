@@ -138,7 +138,8 @@ fn boot(args: &mut Args, boot: &Boot) {
 fn disks(args: &mut Args, plan: &BootPlan) {
     // Ignores flushes, also those that keep qcow2's own tables whole: only for disks that nobody sees
     // after a crash.
-    let cache = if plan.ephemeral { ",cache.no-flush=on" } else { "" };
+    // A durable disk's flushes are what a power cut goes by.
+    let cache = if plan.ephemeral && !plan.durable { ",cache.no-flush=on" } else { "" };
     let file = if plan.durable {
         format!("driver=nbd,server.type=fd,server.str={DISK_FD}")
     } else {
