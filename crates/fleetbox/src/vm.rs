@@ -36,6 +36,9 @@ pub use self::disk::{Disk, DiskImpairment};
 use self::held::Held;
 pub(crate) use self::power::{JUMP_MS_MAX, STOP_GRACE};
 
+/// A flood is kept to that by the holder.
+const CONSOLE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
 /// A Linux machine: a real kernel, systemd and sshd, to run commands in, copy to, connect to and
 /// break.
 ///
@@ -287,20 +290,23 @@ impl Vm {
         self.inner.client.forward(name, port, listen).await.map_err(|e| self.mine(e))
     }
 
-    /// What the guest wrote to its serial console since it was last started, byte for byte. It
-    /// may hold anything: show it through [`crate::harmless`].
+    /// What the guest wrote to its serial console since it was last started, byte for byte, at most the last
+    /// 64 MiB. It may hold anything: show it through [`crate::harmless`].
     ///
     /// # Errors
     /// [`ErrorKind::Io`]; a VM that never ran has an empty console.
     pub async fn console(&self) -> Result<Vec<u8>> {
         let path = self.member().console();
-        match tokio::fs::read(&path).await {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-            read => read.map_err(|e| self.mine(Error::io("read", &path, e))),
-        }
+        let read = tokio::task::spawn_blocking({
+            let path = path.clone();
+            move || crate::console::end(&path, CONSOLE_BYTES_MAX)
+        });
+        let read = read.await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+        read.map_err(|e| self.mine(Error::io("read", &path, e)))
     }
 
-    /// The file [`Vm::console`] reads, for following it.
+    /// The file [`Vm::console`] reads, for following it. Of a console that grows beyond 64 MiB the beginning is
+    /// given back to the disk: it reads as zeros then.
     #[must_use]
     pub fn console_path(&self) -> std::path::PathBuf {
         self.member().console()

@@ -1,11 +1,12 @@
 //! Owns the holder's members and what happens to them: boot and end; `power` has the buttons,
-//! `sockets` the ways to them, `faults` what is broken, `outage` who is away, `timeline` what was done, `save` what is saved and restored.
+//! `sockets` the ways to them, `faults` what is broken, `outage` who is away, `console` what they said, `timeline` what was done, `save` what is saved and restored.
 //! It must not know how requests arrive.
 //!
 //! ```text
 //! (none) ──boot──► Booting ──► Running ──ended──► Ended ──boot──► Booting …
 //! ```
 
+mod console;
 mod faults;
 mod outage;
 mod power;
@@ -321,6 +322,7 @@ impl State {
     ) {
         let mut ended = machine.ended();
         if let Some(member) = self.lock().members.get_mut(vm) {
+            tokio::spawn(console::keep_bounded(member.plan.console.clone(), ended.clone()));
             member.phase = Phase::Running(machine);
         }
         let aliases = self.aliases(vm);

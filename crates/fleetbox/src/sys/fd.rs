@@ -3,7 +3,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -101,6 +101,19 @@ pub(crate) fn close_from(first: RawFd) {
     // SAFETY: called in the re-executed child before any Rust object owns an fd in that range.
     // Kernels before 5.9 lack the call; then the inherited fds merely stay open.
     unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+}
+
+/// Gives the file's first bytes back to the disk; they read as zeros then, and its length stays (fallocate(2)).
+#[cfg(target_os = "linux")]
+pub(crate) fn give_back(file: impl AsFd, bytes: u64) -> io::Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(fallocate(file, hole, 0, bytes)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn give_back(_file: impl AsFd, _bytes: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 #[cfg(test)]
