@@ -17,6 +17,7 @@ mod sample;
 mod ssh;
 mod stage;
 mod start;
+mod testing;
 mod warm;
 
 use std::path::Path;
@@ -47,6 +48,9 @@ const FIGURES: &[(&str, &str, Measure)] = &[
     ("fork-memory", "what a second fork takes of the host's memory", warm::more::memory),
     ("fork-pause", "how long a machine stands still to be saved", warm::more::pause),
     ("fork-run", "`fleetbox run -- true`, against a warm start", warm::more::run),
+    ("test-overhead", "what the machinery of a test adds", testing::overhead),
+    ("test-bundle", "the bundle of a failure of three machines", testing::bundle),
+    ("test-build", "a user's first build, against testcontainers", testing::build),
     ("holder-memory", "resident memory of holder and warden", holder::holder_memory),
     ("warm-command", "a command over the warm connection, against ssh", ssh::warm_command),
     ("copy-to-guest", "200 MB into the guest, against scp", ssh::copy_to_guest),

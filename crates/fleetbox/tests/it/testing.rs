@@ -232,3 +232,29 @@ fn a_setting_that_means_nothing_is_told_before_any_machine() {
         assert!(!said.contains("name: "), "{said}");
     }
 }
+
+/// What the machinery of a test adds to the start and end of its VM, for `cargo xtask bench`.
+#[test]
+#[ignore = "a measurement"]
+fn overhead() {
+    use fleetbox::blocking::Block;
+    const RUNS: u32 = 100;
+    let mut bare = Duration::ZERO;
+    let mut tested = Duration::ZERO;
+    for _ in 0..RUNS {
+        let began = Instant::now();
+        let vm = Vm::builder(crate::unique("overhead"))
+            .backend(Backend::Fake)
+            .ephemeral(true)
+            .warm(true)
+            .start()
+            .block()
+            .unwrap();
+        vm.destroy().block().unwrap();
+        bare += began.elapsed();
+        let began = Instant::now();
+        test("overhead").run_blocking(|_: Vm| ());
+        tested += began.elapsed();
+    }
+    println!("overhead-us {} {}", (bare / RUNS).as_micros(), (tested / RUNS).as_micros());
+}
