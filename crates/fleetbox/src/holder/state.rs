@@ -6,6 +6,7 @@
 //! (none) ──boot──► Booting ──► Running ──ended──► Ended ──boot──► Booting …
 //! ```
 
+mod clock;
 mod faults;
 mod outage;
 mod power;
