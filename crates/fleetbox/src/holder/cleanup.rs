@@ -22,6 +22,10 @@ pub(super) fn ward(dir: &ClusterPaths, label: &str, holder: Pid) {
 
 /// Sweeps unless somebody else is at work on the cluster; they sweep themselves. Tells what went.
 pub(crate) fn sweep_if_free(dir: &ClusterPaths) -> Result<Vec<PathBuf>> {
+    // To lock what is gone would make it anew.
+    if !dir.dir().exists() {
+        return Ok(Vec::new());
+    }
     let Some(holder) = lock::try_lock(&dir.holder_lock())? else { return Ok(Vec::new()) };
     remove_links(dir);
     let mut removed = Vec::new();

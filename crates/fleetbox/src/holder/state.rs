@@ -6,6 +6,7 @@
 //! (none) ──boot──► Booting ──► Running ──ended──► Ended ──boot──► Booting …
 //! ```
 
+mod clock;
 mod console;
 mod faults;
 mod outage;

@@ -14,7 +14,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinSet;
 
 use super::machines::{CLUSTER_VMS, Count, Fleet, Machines};
-use super::{Outcome, Required, Requirement, Test};
+use super::{Outcome, Required, Requirement, Test, notes};
 use crate::blocking;
 use crate::bundle::{self, Story};
 use crate::cluster::Cluster;
@@ -147,7 +147,7 @@ impl Plan {
             (count, _) => count,
         };
         let nested = requires.contains(&Requirement::Nested);
-        let start = Start { name: vm_name(&name), count, options, names, nested };
+        let start = Start { name: vm_name(&name), test: name, count, options, names, nested };
         let (required, keep) = (Required::from_env()?, env::keep_failed()?);
         Ok(Self { start, requires, required, timeout, allowed, keep })
     }
@@ -176,6 +176,7 @@ fn host_cannot(error: &Error) -> bool {
 /// Machines to start.
 struct Start {
     name: String,
+    test: String,
     count: Count,
     options: Vec<super::Options>,
     names: Vec<String>,
@@ -184,9 +185,9 @@ struct Start {
 
 impl Start {
     async fn fleet(self) -> Result<Fleet> {
-        let Self { name, count, options, names, nested } = self;
+        let Self { name, test, count, options, names, nested } = self;
         let every = |builder: crate::VmBuilder| {
-            let builder = builder.ephemeral(true).warm(true);
+            let builder = builder.ephemeral(true).warm(true).on_progress(notes::of(&test));
             let builder = if nested { builder.nested_virt(true) } else { builder };
             options.into_iter().fold(builder, |builder, option| option(builder))
         };

@@ -1,9 +1,10 @@
 //! Owns tests on machines: [`Test`], which `#[fleetbox::test]` expands to, and what it takes and returns.
 //! `conduct` runs one. It is the one part of the library that writes to standard error, as a test that is
-//! skipped or fails has no other voice.
+//! skipped, waits or fails has no other voice.
 
 mod conduct;
 mod machines;
+mod notes;
 mod outcome;
 mod requirement;
 

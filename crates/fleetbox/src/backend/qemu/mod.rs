@@ -2,6 +2,7 @@
 //! has QEMU 7.2, the oldest supported.
 
 mod args;
+mod clock;
 mod disk;
 mod migration;
 mod qmp;

@@ -18,7 +18,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::args::{DISK_NODE, Memory};
-use super::{QemuMachine, migration, start};
+use super::{QemuMachine, clock, migration, start};
 use crate::backend::{BootPlan, SavePlan, Saved, Together, monitor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::images::space;
@@ -46,8 +46,12 @@ pub(super) async fn save(
             return Err(failed(e, plan).detail(said));
         }
     };
-    let files = [&plan.memory, &plan.device, &plan.disk].map(Clone::clone);
-    let synced = tokio::task::spawn_blocking(move || files.iter().try_for_each(|file| sync(file)));
+    let files = [&plan.device, &plan.memory, &plan.disk].map(Clone::clone);
+    let finish = move || {
+        clock::take_from_memory(&files[0])?;
+        files.iter().try_for_each(|file| sync(file))
+    };
+    let synced = tokio::task::spawn_blocking(finish);
     match synced.await {
         Ok(synced) => synced.map(|()| saved).map_err(|e| failed(e, plan)),
         Err(e) => Err(Error::new(ErrorKind::Internal, "wait for files").source(e)),

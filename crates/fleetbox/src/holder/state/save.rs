@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::State;
+use super::clock::Setting;
 use crate::backend::{BootPlan, Identity, Restore, SavePlan, Together};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Line;
@@ -20,8 +21,6 @@ use crate::sys::random;
 const BECOME_WAIT: Duration = Duration::from_mins(1);
 /// Who does not say by then that it goes on as it is, is not waiting.
 const STAY_WAIT: Duration = Duration::from_secs(20);
-/// How far a guest's clock may be from the host's.
-const CLOCK_OFF_MAX: Duration = Duration::from_millis(25);
 /// A host too busy for that gets what it can.
 const CLOCK_TRIES: u32 = 8;
 /// As much as the kernel's generator takes in (random(4)), twice.
@@ -131,12 +130,13 @@ impl State {
     }
 
     async fn set_clock(&self, vm: &Name, line: &mut Line) -> std::io::Result<()> {
+        let mut setting = Setting::default();
         for _ in 0..CLOCK_TRIES {
-            let question = json!({ "what": "clock", "now_ns": nanos(since_1970()) });
+            let sent = since_1970();
+            let question = json!({ "what": "clock", "now_ns": nanos(setting.told(sent)) });
             let answer = line.ask(&question, BECOME_WAIT).await?;
             let there = Duration::from_nanos(answer["now_ns"].as_u64().unwrap_or(0));
-            // It read its clock before its answer came: no more than this is it off.
-            if since_1970().abs_diff(there) <= CLOCK_OFF_MAX {
+            if setting.is_right(sent, there, since_1970()) {
                 return Ok(());
             }
         }
