@@ -201,6 +201,12 @@ impl Default for VmSpec {
 }
 
 impl VmSpec {
+    /// The places of the fixtures that its guest has mounted.
+    pub(crate) fn mounted_fixtures(&self) -> impl Iterator<Item = usize> {
+        let fixtures = self.fixtures.iter().enumerate();
+        fixtures.filter(|(_, fixture)| !fixture.is_blank()).map(|(place, _)| place)
+    }
+
     /// Refuses what no host can do, before any work.
     pub(crate) fn check(&self) -> Result<()> {
         within("cpus", self.cpus, 1, CPUS_MAX)?;
