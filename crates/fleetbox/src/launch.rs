@@ -175,10 +175,12 @@ async fn boot_or_join(
     let make = async {
         match known {
             Some(record) => {
+                enter_pack(request, &record.spec, timings);
                 fixtures::renew(request, cluster, &record).await?;
                 Ok((record, None))
             }
             None => {
+                enter_pack(request, &request.spec, timings);
                 let from = create::From { image: image.as_ref(), saved: saved.as_ref() };
                 create::create(paths, request, cluster, &start.choice, from).await
             }
@@ -221,6 +223,13 @@ async fn boot_or_join(
             holder_ended(cluster, alive.is_some()).await;
             Err(error)
         }
+    }
+}
+
+fn enter_pack(request: &StartRequest, spec: &VmSpec, timings: &mut Timings) {
+    if !spec.fixtures.is_empty() {
+        timings.enter(Stage::Pack);
+        request.progress.begin(Stage::Pack);
     }
 }
 
