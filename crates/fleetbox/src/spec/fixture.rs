@@ -168,8 +168,9 @@ fn check_guest(guest: &str) -> Result<()> {
     let home = format!("/home/{DEFAULT_USER}");
     let problem = if !guest.starts_with('/') {
         "is not absolute".to_owned()
-    } else if guest.contains('\0') {
-        "has a NUL in it".to_owned()
+    } else if guest.contains(char::is_control) || guest.ends_with([' ', '\\']) {
+        // A line of its own in systemd's units (systemd.syntax(7)).
+        "has a control character in it, or ends with a space or backslash".to_owned()
     } else if guest.len() > GUEST_BYTES_MAX {
         format!("is longer than {GUEST_BYTES_MAX} bytes")
     } else if guest.split('/').any(|name| name.len() > 255) {
@@ -230,8 +231,11 @@ mod tests {
             ("/proc/x", "in /proc"),
             ("/srv/../etc", ".. in it"),
             ("/srv/./x", ". or .."),
-            ("/srv/\u{1b}[2J/..", ".. in it"),
-            ("/a\0b", "NUL"),
+            ("/srv/\u{1b}[2J", "control"),
+            ("/a\0b", "control"),
+            ("/a\nb", "control"),
+            ("/srv/a ", "ends with a space"),
+            ("/srv/a\\", "backslash"),
         ] {
             refused(&[("/host", guest)], ErrorKind::InvalidPath, word);
         }
@@ -259,7 +263,8 @@ mod tests {
     #[test]
     fn odd_but_possible_paths_are_taken() {
         let long = format!("/{}", "x".repeat(255));
-        for guest in ["/srv/a b", "/a:b", "/a\nb", "/usr/x", "/etc/x", "/\u{e4}", "/home/x", &long]
+        for guest in
+            ["/srv/a b", "/a:b", "/a\\b\"'#%", "/usr/x", "/etc/x", "/\u{e4}", "/home/x", &long]
         {
             check(&[FixtureSpec::of(Fixture::new("/host", guest))]).unwrap();
         }
