@@ -33,6 +33,8 @@ pub(super) fn mount(plan: &BootPlan, config: &Value) -> io::Result<Vec<Mounted>>
         let image = Image(File::open(&drive.image)?);
         let ext4 = Ext4::load(Box::new(image)).map_err(io::Error::other)?;
         unpack(&ext4, b"/", &dir)?;
+        // Also as it is within single quotes.
+        mounted.push((path.replace('\'', "'\\''"), dir.clone()));
         mounted.push(((*path).to_owned(), dir));
     }
     // The innermost is named by the longest path.
