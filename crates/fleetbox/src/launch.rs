@@ -28,7 +28,7 @@ use crate::holder::cleanup;
 use crate::images::{self, CachedImage};
 use crate::prepare::kernel::{self, BootSource};
 use crate::progress::{Progress, Stage};
-use crate::spec::{FixtureSpec, Name, VmSpec};
+use crate::spec::{Name, VmSpec};
 use crate::ssh::Session;
 use crate::ssh::keys;
 use crate::store::lock::{self, Lock};
@@ -173,18 +173,17 @@ async fn boot_or_join(
     request.progress.begin(Stage::Prepare);
     timings.enter(Stage::Prepare);
     let make = async {
-        match known {
-            Some(record) => {
-                enter_pack(request, &record.spec, timings);
-                fixtures::renew(request, cluster, &record).await?;
-                Ok((record, None))
-            }
-            None => {
-                enter_pack(request, &request.spec, timings);
-                let from = create::From { image: image.as_ref(), saved: saved.as_ref() };
-                create::create(paths, request, cluster, &start.choice, from).await
-            }
+        let spec = known.as_ref().map_or(&request.spec, |record| &record.spec);
+        if !spec.fixtures.is_empty() {
+            timings.enter(Stage::Pack);
+            request.progress.begin(Stage::Pack);
         }
+        if let Some(record) = known {
+            fixtures::renew(request, cluster, &record).await?;
+            return Ok((record, None));
+        }
+        let from = create::From { image: image.as_ref(), saved: saved.as_ref() };
+        create::create(paths, request, cluster, &start.choice, from).await
     };
     // The holder sets itself up while the files are written.
     let (held, made) =
@@ -223,13 +222,6 @@ async fn boot_or_join(
             holder_ended(cluster, alive.is_some()).await;
             Err(error)
         }
-    }
-}
-
-fn enter_pack(request: &StartRequest, spec: &VmSpec, timings: &mut Timings) {
-    if !spec.fixtures.is_empty() {
-        timings.enter(Stage::Pack);
-        request.progress.begin(Stage::Pack);
     }
 }
 
@@ -373,20 +365,9 @@ fn ignore_options(request: &StartRequest, record: &VmRecord) {
             "{} exists: it keeps its image {}, {} cpus, {} MiB, {} GiB, KVM inside {}, durable {}, {}; remove it to change them",
             record.name, record.spec.image, record.spec.cpus, record.spec.memory_mib,
             record.spec.disk_gib, on_or_off(record.spec.nested_virt), on_or_off(record.spec.durable),
-            told(&record.spec.fixtures)
+            fixtures::told(&record.spec.fixtures)
         ));
     }
-}
-
-fn told(fixtures: &[FixtureSpec]) -> String {
-    if fixtures.is_empty() {
-        return "no fixtures".to_owned();
-    }
-    let all: Vec<_> = fixtures
-        .iter()
-        .map(|fixture| format!("{} at {}", fixture.host.display(), fixture.guest.escape_debug()))
-        .collect();
-    format!("the fixtures {}", all.join(", "))
 }
 
 fn on_or_off(on: bool) -> &'static str {

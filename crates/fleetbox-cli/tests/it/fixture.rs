@@ -35,10 +35,10 @@ impl Lab {
     fn at(&self, host: &str, guest: &str) -> String {
         format!("{}:{guest}", self.dir.path().join(host).display())
     }
+}
 
-    fn up<'a>(&'a self, name: &'a str, fixture: &'a str) -> [&'a str; 6] {
-        ["up", name, "--backend", "fake", "--fixture", fixture]
-    }
+fn up<'a>(name: &'a str, fixture: &'a str) -> [&'a str; 6] {
+    ["up", name, "--backend", "fake", "--fixture", fixture]
 }
 
 #[test]
@@ -59,19 +59,19 @@ fn what_cannot_be_a_fixture_is_refused_before_any_work() {
         (format!("{}:/srv", lab.home.path().display()), "state directory"),
         ("/:/srv".to_owned(), "state directory"),
     ] {
-        lab.home.run(lab.up("web", &fixture)).refused(2, &[word]);
+        lab.home.run(up("web", &fixture)).refused(2, &[word]);
         let run = ["run", "-q", "--backend", "fake", "--fixture", &fixture, "--", "true"];
         lab.home.run(run).refused(255, &[word]);
         let together = ["up", "node", "-n", "2", "--backend", "fake", "--fixture", &fixture];
         lab.home.run(together).refused(2, &[word]);
     }
     for bad in ["", "site", "/a/b"] {
-        lab.home.run(lab.up("web", bad)).fails(2, &["is no fixture; give HOST:GUEST"]);
+        lab.home.run(up("web", bad)).fails(2, &["is no fixture; give HOST:GUEST"]);
     }
     let same = lab.at("site", "/srv//site/");
-    let twice = [&lab.up("web", &good)[..], &["--fixture", &same]].concat();
+    let twice = [&up("web", &good)[..], &["--fixture", &same]].concat();
     lab.home.run(twice).refused(2, &["two fixtures at \"/srv/site\""]);
-    let mut many = lab.up("web", &good).map(str::to_owned).to_vec();
+    let mut many = up("web", &good).map(str::to_owned).to_vec();
     for number in 0..16 {
         many.extend(["--fixture".to_owned(), lab.at("site", &format!("/srv/{number}"))]);
     }
@@ -86,12 +86,12 @@ fn what_cannot_be_packed_leaves_no_vm() {
     let dir = lab.host("site", &[]);
     let _listener = std::os::unix::net::UnixListener::bind(dir.join("socket")).unwrap();
     let fixture = lab.at("site", "/srv/site");
-    lab.home.run(lab.up("web", &fixture)).refused(2, &["site/socket", "a socket"]);
+    lab.home.run(up("web", &fixture)).refused(2, &["site/socket", "a socket"]);
     let node = ["up", "node", "-n", "2", "--backend", "fake", "--fixture", &fixture];
     lab.home.run(node).refused(2, &["site/socket"]);
     lab.home.assert_untouched();
     std::fs::remove_file(dir.join("socket")).unwrap();
-    lab.home.ok(lab.up("web", &fixture));
+    lab.home.ok(up("web", &fixture));
 }
 
 #[test]
@@ -102,9 +102,9 @@ fn one_that_is_not_readable_is_refused_by_name() {
     }
     let lab = Lab::new();
     let dir = lab.host("site", &[("locked", "x")]);
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0);
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o000);
     std::fs::set_permissions(dir.join("locked"), mode).unwrap();
-    let refused = lab.home.run(lab.up("web", &lab.at("site", "/srv")));
+    let refused = lab.home.run(up("web", &lab.at("site", "/srv")));
     refused.refused(2, &["site/locked", "may not be read"]);
     lab.home.assert_untouched();
 }
@@ -114,7 +114,7 @@ fn content_is_taken_at_each_start_and_a_directory_that_is_gone_is_told() {
     let lab = Lab::new();
     let dir = lab.host("site", &[("file", "one\n")]);
     let cat = ["ssh", "web", "--", "cat /srv/site/file"];
-    lab.home.ok(lab.up("web", &lab.at("site", "/srv/site")));
+    lab.home.ok(up("web", &lab.at("site", "/srv/site")));
     assert_eq!(lab.home.ok(cat), "one\n");
     std::fs::write(dir.join("file"), "two\n").unwrap();
     lab.home.ok(["up", "web"]);
@@ -131,7 +131,7 @@ fn content_is_taken_at_each_start_and_a_directory_that_is_gone_is_told() {
     lab.home.ok(["up", "web"]);
     assert_eq!(lab.home.ok(cat), "two\n");
     // Frozen at creation.
-    let other = lab.up("web", &lab.at("site", "/elsewhere")).map(str::to_owned);
+    let other = up("web", &lab.at("site", "/elsewhere")).map(str::to_owned);
     let said = lab.home.run(other);
     assert!(said.stderr.contains("it keeps") && said.stderr.contains("at /srv/site"), "{said:?}");
 }
@@ -203,7 +203,7 @@ fn other_content_makes_no_other_golden_machine() {
 fn a_snapshot_has_its_fixtures_and_forks_have_them_too() {
     let lab = Lab::new();
     let dir = lab.host("site", &[("file", "then\n")]);
-    lab.home.ok(lab.up("web", &lab.at("site", "/srv/site")));
+    lab.home.ok(up("web", &lab.at("site", "/srv/site")));
     lab.home.ok(["snapshot", "save", "web", "ready"]);
     std::fs::write(dir.join("file"), "now\n").unwrap();
     lab.home.ok(["down", "web"]);
@@ -250,7 +250,7 @@ fn a_kill_while_it_is_packed_leaves_nothing_half_made() {
     vast(&lab);
     let fixture = lab.at("vast", "/srv/vast");
     let cluster = lab.home.cluster("web");
-    let mut command = lab.home.command(lab.up("web", &fixture));
+    let mut command = lab.home.command(up("web", &fixture));
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     until("a fixture that is being packed", SOON, || half_made(&cluster).is_some());
     signal(child.id(), Signal::KILL);
@@ -260,7 +260,7 @@ fn a_kill_while_it_is_packed_leaves_nothing_half_made() {
     lab.home.assert_untouched();
 
     // Nor does one who boots a VM again.
-    lab.home.ok(lab.up("web", &fixture));
+    lab.home.ok(up("web", &fixture));
     lab.home.ok(["down", "web"]);
     let drive = cluster.join("web/fixture-0.img");
     let before = std::os::unix::fs::MetadataExt::ino(&drive.metadata().unwrap());

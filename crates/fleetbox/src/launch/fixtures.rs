@@ -15,7 +15,10 @@ use crate::store::record::VmRecord;
 
 /// Who has fixtures that were packed by the starts that share this: the others of a cluster get the same.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Packed(Arc<Mutex<Vec<(Vec<FixtureSpec>, MemberPaths)>>>);
+pub(crate) struct Packed(Arc<Mutex<Vec<Had>>>);
+
+/// Fixtures, and who has them.
+type Had = (Vec<FixtureSpec>, MemberPaths);
 
 impl Packed {
     /// The drives are in their place.
@@ -47,6 +50,18 @@ pub(super) fn check_known(paths: &Paths, record: &VmRecord) -> Result<()> {
 /// A machine of the same kind, whoever's fixtures it gets.
 pub(super) fn blank(spec: &VmSpec) -> Vec<FixtureSpec> {
     spec.fixtures.iter().map(|_| FixtureSpec::blank()).collect()
+}
+
+/// In words.
+pub(super) fn told(fixtures: &[FixtureSpec]) -> String {
+    if fixtures.is_empty() {
+        return "no fixtures".to_owned();
+    }
+    let all: Vec<_> = fixtures
+        .iter()
+        .map(|fixture| format!("{} at {}", fixture.host.display(), fixture.guest.escape_debug()))
+        .collect();
+    format!("the fixtures {}", all.join(", "))
 }
 
 /// Packs the fixtures into the directory of a member that is being made.

@@ -52,15 +52,12 @@ pub(super) fn in_place(mounted: &[Mounted], line: &[u8]) -> Vec<u8> {
             rest.starts_with(path.as_bytes())
                 && !rest.get(path.len()).is_some_and(|byte| goes_on(*byte))
         });
-        match found {
-            Some((path, dir)) => {
-                out.extend_from_slice(dir.as_os_str().as_bytes());
-                at += path.len();
-            }
-            None => {
-                out.push(rest[0]);
-                at += 1;
-            }
+        if let Some((path, dir)) = found {
+            out.extend_from_slice(dir.as_os_str().as_bytes());
+            at += path.len();
+        } else {
+            out.push(rest[0]);
+            at += 1;
         }
     }
     out

@@ -175,12 +175,21 @@ fn survey(bed: &Bed, dir: &str) -> String {
     )
 }
 
+/// A program of the host's, to compare with.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what the guest has is compared with what the host has"
+)]
+fn here(program: &str) -> Command {
+    Command::new(program)
+}
+
 async fn what_the_host_has_is_there(bed: &Bed, vm: &Vm) -> Result<()> {
     // The host has no directory to mount the inner one on.
     let (inner, outer) = (bed.plain().join("in/side"), bed.plain().join("in"));
     std::fs::create_dir_all(inner).unwrap();
     let line = survey(bed, bed.plain().to_str().unwrap());
-    let asked = Command::new("sh").args(["-c", &line]).output().unwrap();
+    let asked = here("sh").args(["-c", &line]).output().unwrap();
     std::fs::remove_dir_all(outer).unwrap();
     assert!(asked.status.success(), "{asked:?}");
     let asked = String::from_utf8(asked.stdout).unwrap();
@@ -252,7 +261,7 @@ async fn a_snapshot_has_its_own(bed: &Bed, vm: Vm) -> Result<()> {
         // What was not read before the snapshot, too.
         let sum = vm.ssh(&format!("sha256sum < {PLAIN}/noise")).await?;
         let noise = std::fs::File::open(bed.plain().join("noise"))?;
-        let asked = Command::new("sha256sum").stdin(noise).output()?;
+        let asked = here("sha256sum").stdin(noise).output()?;
         assert_eq!(sum.as_bytes(), asked.stdout.trim_ascii());
     }
     fork.destroy().await?;
