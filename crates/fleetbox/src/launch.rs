@@ -104,7 +104,7 @@ async fn run(mut request: StartRequest) -> Result<Launched> {
     };
     let mut ready = ready::wait(guest, &mut hold, &request.progress, &mut timings).await;
     if ready.is_ok() && started && !restored {
-        ready = ready::has_mounted(&session, &record).await;
+        ready = fixtures::has_mounted(&session, &record).await;
     }
     if let Err(error) = ready {
         if started {

@@ -1,17 +1,34 @@
-//! Owns where the drives of a VM's fixtures come from: packed anew for a boot, or those of the saved machine
-//! it comes back from. It must not know what is in them.
+//! Owns where the drives of a VM's fixtures come from, packed anew for a boot, or those of the saved machine
+//! it comes back from; and a look whether the guest has mounted them. It must not know what is in them.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::StartRequest;
-use crate::error::{Error, Result};
+use crate::console;
+use crate::error::{Error, ErrorKind, Result};
 use crate::images::work;
 use crate::prepare::fixture;
 use crate::spec::{FixtureSpec, VmSpec};
+use crate::ssh::{Command, Session};
 use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
 use crate::store::record::VmRecord;
+
+/// An emulated guest takes a second; this only bounds one that hangs.
+const LOOK_WAIT: Duration = Duration::from_mins(1);
+/// It is mounted before anyone can log in, unless cloud-init comes later in that image.
+const MOUNT_WAIT: Duration = Duration::from_secs(30);
+/// Names the first path where nothing is mounted, and what was said about it.
+const LACKS_MOUNT: &str = r#"for path; do
+    mountpoint -q "$path" && continue
+    echo "nothing is mounted at $path"
+    sudo -n tail -n 20 /var/log/cloud-init-output.log
+    exit 1
+done"#;
+const POLL_FIRST: Duration = Duration::from_millis(20);
+const POLL_LAST: Duration = Duration::from_millis(250);
 
 /// Who has fixtures that were packed by the starts that share this: the others of a cluster get the same.
 #[derive(Debug, Clone, Default)]
@@ -128,5 +145,34 @@ fn link(from: &Path, to: &Path) -> Result<bool> {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(Error::io("link", from, e)),
+    }
+}
+
+/// Waits until a guest that was booted has its fixtures where they belong: in all but odd guests nobody can
+/// log in before.
+pub(super) async fn has_mounted(session: &Session, record: &VmRecord) -> Result<()> {
+    let mounts = fixture::mounts(&record.spec.fixtures);
+    if mounts.is_empty() || record.backend.is_some_and(|backend| !backend.has_guest()) {
+        return Ok(());
+    }
+    let deadline = Instant::now() + MOUNT_WAIT;
+    let mut pause = POLL_FIRST;
+    loop {
+        let looks = ["-c", LACKS_MOUNT, "sh"].into_iter().map(str::to_owned);
+        let paths = mounts.iter().map(|mount| mount.path.clone());
+        let mut look = Command::new(session.clone(), "sh");
+        let output = look.args(looks.chain(paths)).timeout(LOOK_WAIT).output().await?;
+        if output.status.success() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let said = console::harmless(&output.stdout);
+            return Err(Error::new(ErrorKind::BootFailed, "mount its fixtures in the guest")
+                .vm(record.name.as_str())
+                .detail(said)
+                .hint("the guest needs ext4, Python 3 and cloud-init, as cloud images have them"));
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(POLL_LAST);
     }
 }

@@ -12,11 +12,9 @@ use crate::control::message::Event;
 use crate::diagnose::{BootCause, BootReport, Follower};
 use crate::env;
 use crate::error::{Error, ErrorKind, Result};
-use crate::prepare::fixture;
 use crate::progress::{ProgressSink, Stage};
 use crate::spec::Name;
-use crate::ssh::{Command, Session};
-use crate::store::record::VmRecord;
+use crate::ssh::Session;
 use crate::timings::Timings;
 
 /// A kernel on a working KVM writes its first line well within a second.
@@ -29,15 +27,6 @@ const LIMIT_EMULATED: Duration = Duration::from_mins(10);
 const LIMIT_KVM: Duration = Duration::from_mins(3);
 /// An emulated login takes seconds; this only bounds a guest that accepts and then hangs.
 const LOGIN_WAIT: Duration = Duration::from_mins(1);
-/// It is mounted before anyone can log in, unless cloud-init comes later in that image.
-const MOUNT_WAIT: Duration = Duration::from_secs(30);
-/// Names the first path where nothing is mounted, and what was said about it.
-const LACKS_MOUNT: &str = r#"for path; do
-    mountpoint -q "$path" && continue
-    echo "nothing is mounted at $path"
-    sudo -n tail -n 20 /var/log/cloud-init-output.log
-    exit 1
-done"#;
 const POLL_FIRST: Duration = Duration::from_millis(20);
 const POLL_LAST: Duration = Duration::from_millis(250);
 const LAST_WORDS_WAIT: Duration = Duration::from_millis(500);
@@ -127,35 +116,6 @@ pub(super) async fn answers(session: &Session, limit: Duration) -> Result<()> {
             None => error,
         })
     })
-}
-
-/// Waits until a guest that was booted has its fixtures where they belong: in all but odd guests nobody can
-/// log in before.
-pub(super) async fn has_mounted(session: &Session, record: &VmRecord) -> Result<()> {
-    let mounts = fixture::mounts(&record.spec.fixtures);
-    if mounts.is_empty() || record.backend.is_some_and(|backend| !backend.has_guest()) {
-        return Ok(());
-    }
-    let deadline = Instant::now() + MOUNT_WAIT;
-    let mut pause = POLL_FIRST;
-    loop {
-        let looks = ["-c", LACKS_MOUNT, "sh"].into_iter().map(str::to_owned);
-        let paths = mounts.iter().map(|mount| mount.path.clone());
-        let mut look = Command::new(session.clone(), "sh");
-        let output = look.args(looks.chain(paths)).timeout(LOGIN_WAIT).output().await?;
-        if output.status.success() {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            let said = console::harmless(&output.stdout);
-            return Err(Error::new(ErrorKind::BootFailed, "mount its fixtures in the guest")
-                .vm(record.name.as_str())
-                .detail(said)
-                .hint("the guest needs ext4, Python 3 and cloud-init, as cloud images have them"));
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(POLL_LAST);
-    }
 }
 
 /// Why a try to log in was none.
