@@ -28,7 +28,7 @@ use crate::holder::cleanup;
 use crate::images::{self, CachedImage};
 use crate::prepare::kernel::{self, BootSource};
 use crate::progress::{Progress, Stage};
-use crate::spec::{Name, VmSpec};
+use crate::spec::Name;
 use crate::ssh::Session;
 use crate::ssh::keys;
 use crate::store::lock::{self, Lock};
