@@ -1,14 +1,15 @@
 //! Owns [`VmBuilder`]: what may be said of a VM before it is started. It must not start it itself;
 //! `launch` does.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::launch::{self, Origin, StartRequest, Trail};
+use crate::launch::{self, Origin, Packed, StartRequest, Trail};
 use crate::progress::{Progress, ProgressSink};
-use crate::spec::{Arch, Name, VmSpec};
+use crate::spec::{Arch, Fixture, FixtureSpec, Name, VmSpec};
 use crate::vm::Vm;
 
 /// Describes a VM to start. Options count when the VM is created; an existing one keeps its own,
@@ -98,6 +99,53 @@ impl VmBuilder {
     /// the first half holds.
     pub fn durable(self, durable: bool) -> Self {
         self.given(|spec| spec.durable = durable)
+    }
+
+    /// Gives the guest a directory of the host, read-only, at an absolute path of its own; more with each
+    /// call. [`Fixture`] says what the guest sees of it, and [`VmBuilder::fixtures`] takes those with
+    /// modes.
+    ///
+    /// Which fixtures a VM has is frozen when it is made; what is in them is packed anew at each start that
+    /// boots or restores it, and stays as it is until it ends, reboots and resets included. A snapshot has
+    /// what was in them when it was made, and so have its forks until they are started again. A golden
+    /// machine of [`VmBuilder::warm`] has none, so what is in them makes no other one.
+    ///
+    /// The start fails before any work with [`ErrorKind::InvalidPath`](crate::ErrorKind::InvalidPath) if
+    /// `host` is no directory or has the state root in it, if `guest` is relative, has `..` in it, or is one
+    /// the guest needs for itself, such as `/` or `/etc`; with
+    /// [`ErrorKind::InvalidSpec`](crate::ErrorKind::InvalidSpec) if there are more than 16, or two at one path.
+    /// One may lie inside another. It fails before the boot with `InvalidPath` if a fixture has what cannot be
+    /// in one, or cannot be read, and with [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) if files change
+    /// while they are packed.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::Vm;
+    ///
+    /// let vm = Vm::builder("web").fixture("tests/site", "/srv/site").start().await?;
+    /// assert!(vm.ssh("ls /srv/site").await?.contains("index.html"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn fixture(self, host: impl Into<PathBuf>, guest: impl Into<String>) -> Self {
+        self.fixtures([Fixture::new(host, guest)])
+    }
+
+    /// The same for several, or for such as [keep their modes](Fixture::preserve_modes).
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::{Fixture, Vm};
+    ///
+    /// let tools = Fixture::new("target/debug", "/opt/tools").preserve_modes();
+    /// let vm = Vm::builder("web").fixtures([tools]).start().await?;
+    /// vm.ssh("/opt/tools/server --version").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn fixtures<I: IntoIterator<Item: Into<Fixture>>>(self, fixtures: I) -> Self {
+        let fixtures = fixtures.into_iter().map(|fixture| FixtureSpec::of(fixture.into()));
+        self.given(|spec| spec.fixtures.extend(fixtures))
     }
 
     /// The backend; `FLEETBOX_BACKEND` comes first, and without either QEMU is used.
@@ -234,6 +282,7 @@ impl VmBuilder {
             progress: self.progress,
             trail: Trail::default(),
             queue: Arc::default(),
+            packed: Packed::default(),
             memory: None,
         })
     }

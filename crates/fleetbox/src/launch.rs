@@ -3,6 +3,7 @@
 
 pub(crate) mod admission;
 mod create;
+mod fixtures;
 mod golden;
 mod plan;
 mod ready;
@@ -14,6 +15,7 @@ mod spawn;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+pub(crate) use self::fixtures::Packed;
 pub(crate) use self::request::{Origin, StartRequest, Trail};
 use self::restore::Saved;
 pub(crate) use self::revert::revert;
@@ -58,8 +60,8 @@ pub(crate) async fn start(request: StartRequest) -> Result<Launched> {
 
 async fn run(mut request: StartRequest) -> Result<Launched> {
     let mut timings = Timings::start();
-    request.check()?;
     let paths = Paths::from_env()?;
+    request.check(&paths)?;
     let cluster = place::cluster_for(&paths, &request.name, request.cluster.as_ref())?;
     paths.prepare_root(&cluster)?;
     let client_key = keys::installation_key(&paths)?;
@@ -100,7 +102,11 @@ async fn run(mut request: StartRequest) -> Result<Launched> {
         limit: ready::limit(request.timeout, accel)?,
         restored,
     };
-    if let Err(error) = ready::wait(guest, &mut hold, &request.progress, &mut timings).await {
+    let mut ready = ready::wait(guest, &mut hold, &request.progress, &mut timings).await;
+    if ready.is_ok() && started && !restored {
+        ready = fixtures::has_mounted(&session, &record).await;
+    }
+    if let Err(error) = ready {
         if started {
             // It goes with its hold in any case, but the caller shall find it gone. If the holder
             // cannot be asked there is nothing left to end.
@@ -156,6 +162,9 @@ async fn boot_or_join(
     }
 
     let is_new = known.is_none();
+    if let Some(record) = &known {
+        fixtures::check_known(paths, record)?;
+    }
     let Prepared { request, image, start, saved } = match (&known, prepared) {
         (None, Some(prepared)) => prepared,
         (known, _) => prepare(paths, request, known.as_ref()).await?,
@@ -164,17 +173,17 @@ async fn boot_or_join(
     request.progress.begin(Stage::Prepare);
     timings.enter(Stage::Prepare);
     let make = async {
-        match known {
-            Some(record) => Ok((record, None)),
-            None => create::create(
-                paths,
-                request,
-                cluster,
-                &start.choice,
-                image.as_ref(),
-                saved.as_ref(),
-            ),
+        let spec = known.as_ref().map_or(&request.spec, |record| &record.spec);
+        if !spec.fixtures.is_empty() {
+            timings.enter(Stage::Pack);
+            request.progress.begin(Stage::Pack);
         }
+        if let Some(record) = known {
+            fixtures::renew(request, cluster, &record).await?;
+            return Ok((record, None));
+        }
+        let from = create::From { image: image.as_ref(), saved: saved.as_ref() };
+        create::create(paths, request, cluster, &start.choice, from).await
     };
     // The holder sets itself up while the files are written.
     let (held, made) =
@@ -263,7 +272,7 @@ fn as_saved(request: &StartRequest, saved: Option<&Saved>) -> Result<StartReques
     if request.spec_given && request.spec != *spec {
         return Err(Error::new(
             ErrorKind::InvalidSpec,
-            "change a machine that comes from a snapshot: it has the image, processors, memory and disk it was saved with",
+            "change a machine that comes from a snapshot: it has the image, processors, memory, disk and fixtures it was saved with",
         )
         .hint("leave these options out"));
     }
@@ -353,9 +362,10 @@ async fn start_lock<'a>(cluster: &'a ClusterPaths, request: &StartRequest) -> Re
 fn ignore_options(request: &StartRequest, record: &VmRecord) {
     if request.spec_given && request.spec != record.spec {
         request.progress.note(format!(
-            "{} exists: it keeps its image {}, {} cpus, {} MiB, {} GiB, KVM inside {}, durable {}; remove it to change them",
+            "{} exists: it keeps its image {}, {} cpus, {} MiB, {} GiB, KVM inside {}, durable {}, {}; remove it to change them",
             record.name, record.spec.image, record.spec.cpus, record.spec.memory_mib,
-            record.spec.disk_gib, on_or_off(record.spec.nested_virt), on_or_off(record.spec.durable)
+            record.spec.disk_gib, on_or_off(record.spec.nested_virt), on_or_off(record.spec.durable),
+            fixtures::told(&record.spec.fixtures)
         ));
     }
 }

@@ -78,7 +78,7 @@ pub use progress::{Progress, Stage};
 pub use prune::prune;
 pub use snapshot::{Snapshot, snapshots};
 pub use spec::{
-    Arch, DEFAULT_CPUS, DEFAULT_DISK_GIB, DEFAULT_IMAGE, DEFAULT_MEMORY_MIB, DEFAULT_USER,
+    Arch, DEFAULT_CPUS, DEFAULT_DISK_GIB, DEFAULT_IMAGE, DEFAULT_MEMORY_MIB, DEFAULT_USER, Fixture,
 };
 pub use ssh::{
     Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Output, Signal, Stdio,

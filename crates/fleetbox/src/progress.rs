@@ -14,6 +14,8 @@ pub enum Stage {
     Golden,
     /// Disk, seed, kernel and holder are made ready.
     Prepare,
+    /// Fixtures are packed, if there are any.
+    Pack,
     /// A saved machine comes back, and becomes another.
     Restore,
     /// The monitor runs; the guest's kernel has not spoken yet, but perhaps its firmware.
@@ -48,6 +50,7 @@ impl Stage {
             Stage::Download => "download",
             Stage::Golden => "golden",
             Stage::Prepare => "prepare",
+            Stage::Pack => "pack",
             Stage::Restore => "restore",
             Stage::Firmware => "firmware",
             Stage::Kernel => "kernel",

@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::SystemTime;
 
-pub(crate) use self::save::{Source, link_into_member, save};
+pub(crate) use self::save::{Source, link_fixtures, link_into_member, save};
 use crate::builder::VmBuilder;
 use crate::cluster::{Cluster, ClusterBuilder};
 use crate::env;

@@ -1,11 +1,15 @@
 //! Owns what a caller may ask of a VM: names, sizes, architecture, and their checks.
 //! It must not touch the disk or the network: every check here is pure.
 
+mod fixture;
+
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::fixture::Fixture;
+pub(crate) use self::fixture::FixtureSpec;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The image a VM gets when none is named.
@@ -176,6 +180,9 @@ pub(crate) struct VmSpec {
     pub nested_virt: bool,
     #[serde(default)]
     pub durable: bool,
+    /// In the order of their drives.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fixtures: Vec<FixtureSpec>,
 }
 
 impl Default for VmSpec {
@@ -188,11 +195,18 @@ impl Default for VmSpec {
             disk_gib: DEFAULT_DISK_GIB,
             nested_virt: false,
             durable: false,
+            fixtures: Vec::new(),
         }
     }
 }
 
 impl VmSpec {
+    /// The places of the fixtures that its guest has mounted.
+    pub(crate) fn mounted_fixtures(&self) -> impl Iterator<Item = usize> {
+        let fixtures = self.fixtures.iter().enumerate();
+        fixtures.filter(|(_, fixture)| !fixture.is_blank()).map(|(place, _)| place)
+    }
+
     /// Refuses what no host can do, before any work.
     pub(crate) fn check(&self) -> Result<()> {
         within("cpus", self.cpus, 1, CPUS_MAX)?;
@@ -202,7 +216,7 @@ impl VmSpec {
             return Err(Error::new(ErrorKind::InvalidSpec, "the image's name is empty")
                 .hint("leave it out for debian-12, or give an alias, a URL or a path"));
         }
-        Ok(())
+        fixture::check(&self.fixtures)
     }
 }
 

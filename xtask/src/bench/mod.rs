@@ -8,6 +8,7 @@ mod bare_kvm;
 mod boot;
 mod cli;
 mod crates;
+mod fixture;
 mod holder;
 mod image;
 mod kvm;
@@ -37,6 +38,11 @@ const FIGURES: &[(&str, &str, Measure)] = &[
     ("version", "`fleetbox --version`", cli::version),
     ("ls-50", "`fleetbox ls` with 50 machines", cli::ls_50),
     ("qcow2-to-raw", "taking a compressed qcow2 in, against qemu-img", image::qcow2_to_raw),
+    (
+        "fixture",
+        "packing a fixture of 5,000 files and one of 300 MB, against mke2fs",
+        fixture::pack,
+    ),
     ("start-to-exec", "from `start` to the running monitor, against a copy", start::start_to_exec),
     ("cold-boot", "from `start` to the first output, against bare QEMU", boot::cold_boot),
     (

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use clap::Args as ClapArgs;
+use clap::{Args as ClapArgs, ValueHint};
 use clap_complete::engine::ArgValueCompleter;
-use fleetbox::{Arch, Backend};
+use fleetbox::{Arch, Backend, Fixture};
 
 use super::{duration, size};
 use crate::complete;
@@ -27,6 +27,10 @@ pub(crate) struct Machine {
     /// Architecture of the guest: `x86_64` or `aarch64` [default: the host's]
     #[arg(long)]
     pub arch: Option<Arch>,
+    /// Give the guest a directory of this host, read-only: `HOST:GUEST`, or `HOST:GUEST:modes` to keep
+    /// permission bits; repeat for more
+    #[arg(long, value_name = "HOST:GUEST", value_parser = fixture, value_hint = ValueHint::DirPath)]
+    pub fixture: Vec<Fixture>,
     /// Let KVM work inside the guest
     #[arg(long)]
     pub nested: bool,
@@ -36,6 +40,12 @@ pub(crate) struct Machine {
     /// How long the guest may take, in seconds or with a unit: 90, 5m
     #[arg(long, value_parser = duration)]
     pub timeout: Option<Duration>,
+}
+
+/// `./site:/srv/site`, `./tools:/opt/tools:modes`.
+fn fixture(text: &str) -> Result<Fixture, String> {
+    text.parse()
+        .map_err(|_| format!("\"{text}\" is no fixture; give HOST:GUEST such as ./site:/srv/site"))
 }
 
 /// `2048`, `512M`, `2G`, `2GiB`.

@@ -22,6 +22,9 @@ impl Machine {
         if let Some(arch) = self.arch {
             builder = builder.arch(arch);
         }
+        if !self.fixture.is_empty() {
+            builder = builder.fixtures(self.fixture.clone());
+        }
         if self.nested {
             builder = builder.nested_virt(true);
         }

@@ -19,6 +19,8 @@ mod copies;
 #[cfg(feature = "unstable-fake")]
 mod derived;
 mod fault;
+#[cfg(feature = "unstable-fake")]
+mod fixture;
 mod home;
 mod host;
 mod input;

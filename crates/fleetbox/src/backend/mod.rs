@@ -22,7 +22,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-pub(crate) use self::snapshot::{Identity, Restore, SavePlan, Saved, Together};
+pub(crate) use self::snapshot::{Identity, Mount, Restore, SavePlan, Saved, Together};
 use crate::control::message::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Arch, Name};
@@ -228,6 +228,18 @@ pub(crate) struct BootPlan {
     /// Where its memory is reserved, if it is: the holder has a share in that for as long as it runs.
     #[serde(default)]
     pub memory: Option<PathBuf>,
+    /// Further drives, which the guest cannot write to.
+    #[serde(default)]
+    pub fixtures: Vec<Drive>,
+}
+
+/// A drive that a guest can only read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Drive {
+    /// Raw.
+    pub image: PathBuf,
+    /// What the guest knows it by.
+    pub serial: String,
 }
 
 #[cfg(test)]
@@ -263,7 +275,14 @@ impl BootPlan {
             scratch: "/scratch".into(),
             restore: None,
             memory: None,
+            fixtures: Vec::new(),
         }
+    }
+
+    /// The same with a drive for a fixture.
+    fn with_fixture(self) -> Self {
+        let drive = Drive { image: "/f,f/fixture-0.img".into(), serial: "fleetbox-0".into() };
+        Self { fixtures: vec![drive], ..self }
     }
 }
 

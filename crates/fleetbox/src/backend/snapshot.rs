@@ -37,6 +37,18 @@ pub(crate) struct Restore {
     pub memory: PathBuf,
     pub device: PathBuf,
     pub identity: Identity,
+    /// What is on drives that the guest has not looked at yet, in the order in which it is to be mounted.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+}
+
+/// A drive that is to be mounted in a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mount {
+    /// The drive's.
+    pub serial: String,
+    /// Absolute.
+    pub path: String,
 }
 
 /// Who a restored guest is to be, instead of who it was when it was saved.

@@ -2,6 +2,7 @@
 //! need neither disk nor holder. It must not start anything; `start` does.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::launch::StartRequest;
 use crate::net::plan::MEMBERS_MAX;
 use crate::progress::Progress;
-use crate::spec::{Arch, Name};
+use crate::spec::{Arch, Fixture, Name};
 
 type Change = Arc<dyn Fn(VmBuilder) -> VmBuilder + Send + Sync>;
 type Told = Arc<dyn Fn(&str, Progress) + Send + Sync>;
@@ -131,6 +132,17 @@ impl ClusterBuilder {
     /// Disk size of each member in GiB, as [`VmBuilder::disk_gib`].
     pub fn disk_gib(self, disk_gib: u32) -> Self {
         self.every(|vm| vm.disk_gib(disk_gib))
+    }
+
+    /// A directory of the host for each member, as [`VmBuilder::fixture`]. Those that start together get
+    /// the same.
+    pub fn fixture(self, host: impl Into<PathBuf>, guest: impl Into<String>) -> Self {
+        self.every(|vm| vm.fixture(host, guest))
+    }
+
+    /// Several for each member, as [`VmBuilder::fixtures`].
+    pub fn fixtures<I: IntoIterator<Item: Into<Fixture>>>(self, fixtures: I) -> Self {
+        self.every(|vm| vm.fixtures(fixtures))
     }
 
     /// Whether members come from a golden machine instead of a boot of their own, as

@@ -9,7 +9,7 @@ use super::admission::Room;
 use super::builder;
 use crate::control::client::Client;
 use crate::error::{Error, ErrorKind, Result};
-use crate::launch::{self, Launched, Origin, StartRequest, Trail, admission};
+use crate::launch::{self, Launched, Origin, Packed, StartRequest, Trail, admission};
 use crate::net::plan::MEMBERS_MAX;
 use crate::spec::Name;
 use crate::store::paths::Paths;
@@ -69,11 +69,13 @@ fn settle(plan: &mut Plan) -> Result<()> {
     let paths = Paths::from_env()?;
     let mut taken = record::indices(&paths.cluster(&plan.cluster))?;
     let queue = std::sync::Arc::default();
+    let packed = Packed::default();
     let mut fresh = Vec::new();
     for request in &mut plan.requests {
         place::cluster_for(&paths, &request.name, Some(&plan.cluster))?;
         request.cluster = Some(plan.cluster.clone());
         request.queue = std::sync::Arc::clone(&queue);
+        request.packed = packed.clone();
         if place::find(&paths, &request.name)?.is_none() {
             fresh.push(request);
         } else {
@@ -96,10 +98,10 @@ fn settle(plan: &mut Plan) -> Result<()> {
 /// Gets the memory of all in one step: members that waited one by one could wait for those of another
 /// cluster that wait for them.
 async fn reserve(plan: &mut Plan) -> Result<()> {
-    for request in &plan.requests {
-        request.check().map_err(|e| e.vm(request.name.as_str()))?;
-    }
     let paths = Paths::from_env()?;
+    for request in &plan.requests {
+        request.check(&paths).map_err(|e| e.vm(request.name.as_str()))?;
+    }
     paths.prepare_root(&plan.cluster)?;
     admission::all(&paths, &mut plan.requests, &plan.cluster).await
 }

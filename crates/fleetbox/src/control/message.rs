@@ -341,6 +341,33 @@ mod tests {
         assert!(matches!(reply, Reply::Status(s) if s.members[0].host_address.is_some()));
     }
 
+    /// The same of boots, of which later ones have more.
+    #[test]
+    fn old_boots_still_read() {
+        let boot = |more: &str| {
+            let sample = format!(
+                r#"{{"protocol":1,"op":"boot","plan":{{"vm":"a","backend":"qemu","program":"/q","accel":"tcg","arch":"x86_64","cpus":1,"memory_mib":512,"boot":"nothing","disk":"/d","seed":"/s","mac":"52:54:00:00:00:01","address":"10.9.0.10","console":"/c","vmm_log":"/l","ephemeral":true{more}}}}}"#
+            );
+            match serde_json::from_str::<Envelope>(&sample).unwrap().request {
+                Request::Boot { plan } => plan,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(boot("").fixtures.is_empty());
+        let fixtures = r#","fixtures":[{"image":"/f","serial":"fleetbox-0"}]"#;
+        assert_eq!(boot(fixtures).fixtures[0].serial, "fleetbox-0");
+        let identity = r#"{"token":"t","hostname":"a","fqdn":"a.x","machine_id":null,"host_key_private_openssh":"k","host_key_public":"k","mac":"m","address":"10.9.0.10","prefix_length":24,"gateway":"10.9.0.1","saved_mac":"m","saved_address":"10.9.0.10","fellows":[]}"#;
+        let restored = |more: &str| {
+            let restore = format!(
+                r#","restore":{{"memory":"/m","device":"/d","identity":{identity}{more}}}"#
+            );
+            boot(&restore).restore.unwrap().mounts
+        };
+        assert!(restored("").is_empty());
+        let mounts = restored(r#","mounts":[{"serial":"fleetbox-0","path":"/srv"}]"#);
+        assert_eq!(mounts[0].path, "/srv");
+    }
+
     #[test]
     fn a_name_on_the_wire_is_checked() {
         assert!(

@@ -5,27 +5,33 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::SystemTime;
 
 use super::restore::{self, Saved};
-use super::{Bootable, StartRequest};
+use super::{Bootable, StartRequest, fixtures};
 use crate::backend::Restore;
 use crate::backend::select::Choice;
 use crate::error::{Error, ErrorKind, Result};
 use crate::images::{self, CachedImage};
 use crate::net::plan;
-use crate::prepare::{disk, seed};
+use crate::prepare::{disk, fixture, seed};
 use crate::spec::{DEFAULT_USER, VmSpec};
 use crate::ssh::keys::{self, KeyPair};
 use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
 use crate::store::place;
 use crate::store::record::{self, ImageStamp, VmRecord};
 
+/// What a VM is made of.
+#[derive(Clone, Copy)]
+pub(super) struct From<'a> {
+    pub image: Option<&'a Bootable>,
+    pub saved: Option<&'a Saved>,
+}
+
 /// Makes the VM's directory, whole or not at all.
-pub(super) fn create(
+pub(super) async fn create(
     paths: &Paths,
     request: &StartRequest,
     cluster: &ClusterPaths,
     choice: &Choice,
-    image: Option<&Bootable>,
-    saved: Option<&Saved>,
+    From { image, saved }: From<'_>,
 ) -> Result<(VmRecord, Option<Restore>)> {
     let host_key = KeyPair::generate(request.name.as_str())?;
     let image = image.map(|(image, _)| image);
@@ -56,6 +62,10 @@ pub(super) fn create(
             None => disk::create_overlay(&member.disk(), &image.path, size_bytes)?,
         }
     }
+    let packed = match saved {
+        Some(saved) if saved.has_fixtures() => saved.link_fixtures(&member).map(|()| false)?,
+        _ => fixtures::pack(request, &record.spec.fixtures, &member).await.map(|()| true)?,
+    };
     write_seed(&record, &member, &client_key, &host_key)?;
     write_known_hosts(&record, &member)?;
     record.write(&member)?;
@@ -64,6 +74,9 @@ pub(super) fn create(
     std::fs::rename(half_made.path(), target.dir())
         .map_err(|e| Error::io("make", target.dir(), e))?;
     request.trail.creates();
+    if packed {
+        request.packed.note(&record.spec.fixtures, &target);
+    }
     // It is no longer there under its temporary name.
     drop(half_made.keep());
     let restore = saved.map(|saved| saved.restore(&record, host_key.private_openssh()));
@@ -164,6 +177,7 @@ fn seed_spec<'a>(
             dns: plan::GATEWAY,
             search: Some(plan::DOMAIN.to_owned()),
         },
+        mounts: fixture::mounts(&record.spec.fixtures),
     }
 }
 

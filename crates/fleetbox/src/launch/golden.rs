@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::plan::Start;
 use super::restore::Saved;
-use super::{Bootable, Origin, StartRequest, Trail, create};
+use super::{Bootable, Origin, Packed, StartRequest, Trail, create, fixtures};
 use crate::error::{Error, ErrorKind, Result};
 use crate::images::hex;
 use crate::progress::{Progress, ProgressSink, Stage};
@@ -148,9 +148,11 @@ fn key(
     Ok(hex(&Sha256::digest(told.to_string())[..16]))
 }
 
-/// Whether a power cut loses writes is each VM's own.
+/// Whether a power cut loses writes is each VM's own, and so is what it has of the host's: the golden
+/// machine has as many drives, with nothing on them, and leaves them alone.
 fn spec_of(request: &StartRequest) -> VmSpec {
-    VmSpec { durable: false, ..request.spec.clone() }
+    let fixtures = fixtures::blank(&request.spec);
+    VmSpec { durable: false, fixtures, ..request.spec.clone() }
 }
 
 /// Boots it, under a name that nobody else has.
@@ -178,6 +180,7 @@ async fn make(request: &StartRequest, start: &Start) -> Result<Vm> {
         progress: ProgressSink::new(notes),
         trail: Trail::default(),
         queue: std::sync::Arc::default(),
+        packed: Packed::default(),
         ..request.clone()
     };
     Vm::launched(super::start(golden).await?)

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use super::Bootable;
 use crate::backend::select::{self, Choice};
-use crate::backend::{Accel, Backend, Boot, BootPlan, FirmwareFiles};
+use crate::backend::{Accel, Backend, Boot, BootPlan, Drive, FirmwareFiles};
 use crate::error::{Error, Result};
 use crate::prepare::firmware::{self, Firmware};
+use crate::prepare::fixture;
 use crate::prepare::kernel::{self, BootFiles, BootSource};
 use crate::progress::ProgressSink;
 use crate::snapshot::maker;
@@ -123,6 +124,7 @@ impl Start {
             scratch: member.scratch(),
             restore: None,
             memory: None,
+            fixtures: drives(record, member),
         }
     }
 
@@ -144,6 +146,11 @@ impl Start {
         }
         Ok(boot)
     }
+}
+
+fn drives(record: &VmRecord, member: &MemberPaths) -> Vec<Drive> {
+    let drive = |place| Drive { image: member.fixture(place), serial: fixture::label(place) };
+    (0..record.spec.fixtures.len()).map(drive).collect()
 }
 
 /// A machine's own copy, made at its first boot: its loader may write there what it wants to know at

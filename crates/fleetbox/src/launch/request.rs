@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::admission::Granted;
-use super::ready;
+use super::{Packed, fixtures, ready};
 use crate::backend::{Accel, Backend};
 use crate::error::Result;
 use crate::progress::ProgressSink;
 use crate::spec::{Name, VmSpec};
+use crate::store::paths::Paths;
 use crate::store::record::SnapshotOf;
 
 /// What `start` was asked for.
@@ -39,14 +40,19 @@ pub(crate) struct StartRequest {
     /// Where several starts of one caller into one cluster queue, so that none takes a sibling for
     /// another process.
     pub queue: Arc<tokio::sync::Mutex<()>>,
+    /// The fixtures that others of the same start have.
+    pub packed: Packed,
     /// The memory it was given already, with others.
     pub memory: Option<Granted>,
 }
 
 impl StartRequest {
     /// Refuses what cannot be, before any work.
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, paths: &Paths) -> Result<()> {
         self.spec.check()?;
+        if !matches!(self.origin, Origin::Snapshot(_)) {
+            fixtures::check(paths, &self.spec.fixtures)?;
+        }
         crate::env::memory_limit()?;
         crate::env::cache_bytes()?;
         if self.host_routable {

@@ -8,6 +8,7 @@ use super::plan::Start;
 use crate::backend::{Identity, Restore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::plan;
+use crate::prepare::fixture;
 use crate::snapshot;
 use crate::spec::Name;
 use crate::store::lock::{self, SharedLock};
@@ -89,6 +90,16 @@ impl Saved {
         snapshot::link_into_member(&self.member.layers, &self.member_paths(), member)
     }
 
+    /// Whether its guest has fixtures mounted, which then come back with it.
+    pub(super) fn has_fixtures(&self) -> bool {
+        self.member.record.spec.mounted_fixtures().next().is_some()
+    }
+
+    /// Gives the VM's directory the drives its guest has mounted.
+    pub(super) fn link_fixtures(&self, member: &MemberPaths) -> Result<()> {
+        snapshot::link_fixtures(&self.member, &self.member_paths(), member)
+    }
+
     /// What the backend comes back from, and whom the guest becomes.
     pub(super) fn restore(&self, record: &VmRecord, host_key_private_openssh: String) -> Restore {
         let saved = self.member_paths();
@@ -109,6 +120,11 @@ impl Saved {
                 saved_mac: self.member.record.mac.to_ascii_lowercase(),
                 saved_address: self.member.record.address,
                 fellows: self.fellows.clone(),
+            },
+            mounts: if self.has_fixtures() {
+                Vec::new()
+            } else {
+                fixture::mounts(&record.spec.fixtures)
             },
         }
     }

@@ -83,6 +83,7 @@ fn swap(
         disk::create_overlay_on_layer(&fresh.disk(), layer, size_bytes)?;
         snapshot::link_into_member(&record.layers, &saved.member_paths(), &fresh)?;
     }
+    saved.link_fixtures(&fresh)?;
     for (from, to) in [
         (member.seed(), fresh.seed()),
         (member.known_hosts(), fresh.known_hosts()),

@@ -3,6 +3,7 @@
 
 pub(crate) mod disk;
 pub(crate) mod firmware;
+pub(crate) mod fixture;
 pub(crate) mod kernel;
 pub(crate) mod program;
 pub(crate) mod seed;

@@ -20,6 +20,7 @@ use std::path::Path;
 
 use serde_json::json;
 
+use crate::backend::Mount;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::paths::write_atomic;
 
@@ -27,8 +28,9 @@ const VOLUME_BYTES: usize = 1 << 20;
 /// cloud-init looks for this label, in either case.
 const VOLUME_LABEL: [u8; 11] = *b"CIDATA     ";
 
+const BOOT_COMMANDS: &str = "bootcmd";
 const INIT_MODULES: &[&str] = &[
-    "bootcmd",
+    BOOT_COMMANDS,
     "write_files",
     "growpart",
     "resizefs",
@@ -50,6 +52,12 @@ const FINAL_MODULES: &[&str] = &[
     "final_message",
 ];
 
+/// Mounts fixtures in the guest, by the guest's own Python, which cloud-init is written in.
+pub(crate) const MOUNT_PROGRAM: &str = include_str!("mount.py");
+/// Enterprise Linux 8 keeps its own out of the way.
+const PYTHON: &str =
+    "exec \"$(command -v python3 || echo /usr/libexec/platform-python)\" -I -S -c \"$0\" \"$@\"";
+
 /// What one guest is told.
 #[derive(Debug, Clone)]
 pub(crate) struct SeedSpec<'a> {
@@ -64,6 +72,8 @@ pub(crate) struct SeedSpec<'a> {
     /// Its public half, one line.
     pub host_key_public: &'a str,
     pub network: NetworkSpec,
+    /// In the order in which they are to be mounted.
+    pub mounts: Vec<Mount>,
 }
 
 /// The guest's one interface.
@@ -99,6 +109,19 @@ pub(crate) fn render(spec: &SeedSpec<'_>) -> SeedFiles {
 }
 
 fn user_data(spec: &SeedSpec<'_>) -> serde_json::Value {
+    let mut data = user_data_without_mounts(spec);
+    if !spec.mounts.is_empty() {
+        // After the user has a home, which a fixture may be in, and before anyone can log in.
+        let modules = INIT_MODULES.iter().filter(|module| **module != BOOT_COMMANDS);
+        data["cloud_init_modules"] = modules.chain([&BOOT_COMMANDS]).copied().collect();
+        let mut mount = vec!["sh", "-c", PYTHON, MOUNT_PROGRAM];
+        mount.extend(spec.mounts.iter().flat_map(|m| [m.serial.as_str(), m.path.as_str()]));
+        data[BOOT_COMMANDS] = json!([mount]);
+    }
+    data
+}
+
+fn user_data_without_mounts(spec: &SeedSpec<'_>) -> serde_json::Value {
     let fqdn = match &spec.network.search {
         Some(domain) => format!("{}.{domain}", spec.hostname),
         None => spec.hostname.to_owned(),
@@ -213,7 +236,22 @@ mod tests {
                 dns: Ipv4Addr::new(10, 0, 2, 3),
                 search: Some("fleet".to_owned()),
             },
+            mounts: Vec::new(),
         }
+    }
+
+    #[test]
+    fn fixtures_are_mounted_when_the_user_has_a_home() {
+        let data = user_data(&spec());
+        assert_eq!(data["cloud_init_modules"][0], BOOT_COMMANDS);
+        assert!(data.get(BOOT_COMMANDS).is_none());
+        let mount = Mount { serial: "fleetbox-0".into(), path: "/srv/it's \"odd\"\n".into() };
+        let data = user_data(&SeedSpec { mounts: vec![mount.clone()], ..spec() });
+        let modules = data["cloud_init_modules"].as_array().unwrap();
+        assert_eq!(modules.len(), INIT_MODULES.len());
+        assert_eq!(modules.last().unwrap(), BOOT_COMMANDS);
+        let words = data[BOOT_COMMANDS][0].as_array().unwrap();
+        assert_eq!(words[words.len() - 2..], [mount.serial, mount.path]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::backend::{self, Accel, Boot, BootPlan};
+use crate::backend::{self, Accel, Boot, BootPlan, Drive};
 use crate::error::{Error, Result};
 use crate::images::hex;
 use crate::spec::Name;
@@ -40,8 +40,12 @@ fn machine(plan: &BootPlan) -> Result<String> {
     if let Boot::Firmware(files) = &mut boot {
         files.variables = files.variables.as_ref().map(|_| "/variables".into());
     }
+    // How many there are, not what is on them.
+    let drives = plan.fixtures.iter();
+    let drives = drives.map(|drive| Drive { image: "/fixture".into(), ..drive.clone() }).collect();
     let plan = BootPlan {
         boot,
+        fixtures: drives,
         vm: Name::new("x")?,
         disk: "/disk".into(),
         image: "/image".into(),

@@ -11,6 +11,7 @@ use super::{maker, waiter};
 use crate::backend::{Backend, SavePlan};
 use crate::control::client::Client;
 use crate::error::{Error, ErrorKind, Result};
+use crate::images::work;
 use crate::prepare::disk;
 use crate::spec::Name;
 use crate::ssh::Session;
@@ -68,6 +69,7 @@ pub(crate) async fn save(
     {
         let saved = paths.member(&source.record.name);
         tidy(&saved)?;
+        sync_fixtures(&source.record, &saved).await?;
         members.push(SavedMember {
             layers,
             token,
@@ -125,6 +127,11 @@ fn prepare(
 ) -> Result<Vec<String>> {
     let saved = paths.member(&record.name);
     make_private_dir(saved.dir())?;
+    let member = cluster.member(&record.name);
+    for place in record.spec.mounted_fixtures() {
+        // It never changes: another boot has another.
+        link(&member.fixture(place), &saved.fixture(place))?;
+    }
     if record.backend == Some(Backend::Fake) {
         // There is no disk.
         return Ok(Vec::new());
@@ -137,10 +144,31 @@ fn prepare(
             None => disk::create_overlay(&disk, &record.image_path, size_bytes)?,
         }
     }
-    let member = cluster.member(&record.name);
     link_layers(&record.layers, |layer| member.layer(layer), &saved)?;
     let below = record.layers.iter().cloned();
     Ok([top].into_iter().chain(below).collect())
+}
+
+/// The drives of a saved machine in the directory of one that is made of it.
+pub(crate) fn link_fixtures(
+    saved_member: &SavedMember,
+    saved: &SavedPaths,
+    member: &MemberPaths,
+) -> Result<()> {
+    let mut places = saved_member.record.spec.mounted_fixtures();
+    places.try_for_each(|place| link(&saved.fixture(place), &member.fixture(place)))
+}
+
+/// Brings to the host's disk what only a boot needed until now.
+async fn sync_fixtures(record: &VmRecord, saved: &SavedPaths) -> Result<()> {
+    let drives: Vec<_> = record.spec.mounted_fixtures().map(|place| saved.fixture(place)).collect();
+    work::run("write fixtures to the disk", move |_| {
+        drives.iter().try_for_each(|drive| {
+            let synced = std::fs::File::open(drive).and_then(|file| file.sync_all());
+            synced.map_err(|e| Error::io("write", drive, e))
+        })
+    })
+    .await
 }
 
 /// Each layer's file is there once, under a name in every directory that needs it.

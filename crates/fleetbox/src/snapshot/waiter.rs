@@ -5,8 +5,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ssh::{Command, Session};
 use crate::sys::random;
 
-/// Runs in the guest's own Python, which cloud-init is written in.
-pub(super) const PROGRAM: &str = include_str!("waiter.py");
+/// Runs in the guest's own Python, which cloud-init is written in. It mounts fixtures as a boot does.
+pub(super) const PROGRAM: &str =
+    concat!(include_str!("../prepare/mount.py"), "\n\n", include_str!("waiter.py"));
 /// Enterprise Linux 8 keeps its own out of the way.
 const START: &str =
     "exec \"$(command -v python3 || echo /usr/libexec/platform-python)\" -I -S - 2>&1";

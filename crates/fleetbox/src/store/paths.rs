@@ -310,9 +310,18 @@ impl MemberPaths {
         self.dir.join(layer)
     }
 
+    /// The drive of the fixture of that place.
+    pub(crate) fn fixture(&self, place: usize) -> PathBuf {
+        self.dir.join(fixture_name(place))
+    }
+
     pub(crate) fn known_hosts(&self) -> PathBuf {
         self.dir.join("known_hosts")
     }
+}
+
+fn fixture_name(place: usize) -> String {
+    format!("fixture-{place}.img")
 }
 
 /// The directory of one snapshot.
@@ -369,6 +378,10 @@ impl SavedPaths {
 
     pub(crate) fn layer(&self, layer: &str) -> PathBuf {
         self.dir.join(layer)
+    }
+
+    pub(crate) fn fixture(&self, place: usize) -> PathBuf {
+        self.dir.join(fixture_name(place))
     }
 
     /// A disk that is needed while it is saved.

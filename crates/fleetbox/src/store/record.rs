@@ -245,6 +245,27 @@ mod tests {
       "created_at": "2026-01-01T00:00:00Z"
     }"#;
 
+    /// With fixtures, kept for ever.
+    const SAMPLE_FIXTURES: &str = r#"{
+      "format": 1, "name": "web-1", "cluster": "web", "index": 0,
+      "address": "10.213.77.10", "mac": "52:54:00:d5:4d:0a", "user": "fleetbox",
+      "image": "debian-12", "arch": "x86_64", "cpus": 2, "memory_mib": 4096, "disk_gib": 20,
+      "nested_virt": false, "durable": false,
+      "fixtures": [{"host": "/h", "guest": "/srv/h", "preserve_modes": true}, {"host": "", "guest": ""}],
+      "backend": "qemu",
+      "image_path": "/i.raw", "image_stamp": {"size_bytes": 5, "modified_ns": 7},
+      "image_digest": "abc", "host_key": "ssh-ed25519 AAAA", "ephemeral": false,
+      "created_at": "2026-01-01T00:00:00Z"
+    }"#;
+
+    #[test]
+    fn records_from_before_fixtures_have_none() {
+        let fixtures = |sample| serde_json::from_str::<VmRecord>(sample).unwrap().spec.fixtures;
+        assert!(fixtures(SAMPLE).is_empty());
+        let both = fixtures(SAMPLE_FIXTURES);
+        assert!(both[0].preserve_modes && !both[0].is_blank() && both[1].is_blank());
+    }
+
     #[test]
     fn nested_virtualization_is_off_in_records_from_before_it() {
         let nested = |sample| serde_json::from_str::<VmRecord>(sample).unwrap().spec.nested_virt;

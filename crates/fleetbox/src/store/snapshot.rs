@@ -135,6 +135,12 @@ impl SavedMember {
                 return Err(unusable(&layer, "it is missing"));
             }
         }
+        for place in self.record.spec.mounted_fixtures() {
+            let drive = saved.fixture(place);
+            if !drive.is_file() {
+                return Err(unusable(&drive, "it is missing"));
+            }
+        }
         self.record.check_base_image()
     }
 }

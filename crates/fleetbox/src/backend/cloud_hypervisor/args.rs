@@ -15,6 +15,11 @@ pub(super) const DISK_ID: &str = "disk0";
 pub(super) const SEED_ID: &str = "seed0";
 pub(super) const NET_ID: &str = "net0";
 
+/// The drive of the fixture of that number.
+pub(super) fn fixture_id(number: usize) -> String {
+    format!("fixture{number}")
+}
+
 /// `landlock`: whether the host's kernel can confine the monitor to its files.
 pub(super) fn arguments(plan: &BootPlan, landlock: bool) -> Vec<String> {
     let mut args = connections();
@@ -36,7 +41,13 @@ pub(super) fn arguments(plan: &BootPlan, landlock: bool) -> Vec<String> {
     // One flag for both: given twice, only the last counts.
     let disk = format!("image_type=qcow2,backing_files=on,id={DISK_ID}");
     add("--disk", format!("path={},{disk}", text(&plan.disk)));
-    args.push(format!("path={},image_type=raw,readonly=on,id={SEED_ID}", text(&plan.seed)));
+    let seed = (SEED_ID.to_owned(), plan.seed.as_path(), String::new());
+    let fixtures = plan.fixtures.iter().enumerate().map(|(number, drive)| {
+        (fixture_id(number), drive.image.as_path(), format!(",serial={}", drive.serial))
+    });
+    for (id, image, more) in std::iter::once(seed).chain(fixtures) {
+        args.push(format!("path={},image_type=raw,readonly=on,id={id}{more}", text(image)));
+    }
     let mut add = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
     add("--net", format!("fd=[{TAP_FD}],mac={},id={NET_ID}", plan.mac));
     add("--serial", format!("file={}", text(&plan.console)));
@@ -115,6 +126,14 @@ mod tests {
         ));
         assert!(line.contains("--cpus boot=2,nested=off --memory size=1024M,shared=on"));
         assert!(!line.contains("landlock"));
+    }
+
+    #[test]
+    fn fixtures_are_disks_that_cannot_be_written_to() {
+        let line = arguments(&plan().with_fixture(), false).join(" ");
+        assert!(line.contains(
+            "readonly=on,id=seed0 path=\"/f,f/fixture-0.img\",image_type=raw,readonly=on,id=fixture0,serial=fleetbox-0 --net"
+        ), "{line}");
     }
 
     #[test]

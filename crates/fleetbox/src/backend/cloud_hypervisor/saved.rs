@@ -73,6 +73,10 @@ fn configure(config: &mut Map<String, Value>, plan: &BootPlan) -> Option<()> {
     config.insert("payload".to_owned(), payload(&plan.boot));
     named(config, "disks", DISK_ID)?.insert("path".to_owned(), json!(plan.disk));
     named(config, "disks", SEED_ID)?.insert("path".to_owned(), json!(plan.seed));
+    for (number, drive) in plan.fixtures.iter().enumerate() {
+        let disk = named(config, "disks", &args::fixture_id(number))?;
+        disk.insert("path".to_owned(), json!(drive.image));
+    }
     // What it has until it boots again is in its state.
     named(config, "net", NET_ID)?.insert("mac".to_owned(), json!(plan.mac));
     config.get_mut("serial")?.as_object_mut()?.insert("file".to_owned(), json!(plan.console));
@@ -163,7 +167,8 @@ mod tests {
 
     fn plan() -> BootPlan {
         let identity = Identity::sample();
-        let restore = Restore { memory: "/m/memory".into(), device: "/m/device".into(), identity };
+        let (memory, device) = ("/m/memory".into(), "/m/device".into());
+        let restore = Restore { memory, device, identity, mounts: Vec::new() };
         BootPlan {
             restore: Some(Box::new(restore)),
             ..BootPlan::sample(Backend::CloudHypervisor, Accel::Kvm)
@@ -250,6 +255,22 @@ mod tests {
                 { "path": "/scratch", "access": "rw" },
             ])
         );
+    }
+
+    #[test]
+    fn it_has_its_own_fixtures_and_as_many_as_were_saved() {
+        let ranges = json!([{ "gpa": 0, "length": 4096 }]);
+        let state = state(&ranges, &json!([mapping(0, 4096)]));
+        let mut with: Value = serde_json::from_slice(&config()).unwrap();
+        let fixture = json!({ "id": "fixture0", "path": "/old-fixture", "readonly": true });
+        with["disks"].as_array_mut().unwrap().push(fixture);
+        let kept = keep(with.to_string().as_bytes(), &state).unwrap();
+        let [with, _] = come_back(&kept, &plan().with_fixture(), false).unwrap();
+        let with: Value = serde_json::from_slice(&with).unwrap();
+        assert_eq!(with["disks"][2]["path"], "/f,f/fixture-0.img");
+        let without = keep(&config(), &state).unwrap();
+        let refused = come_back(&without, &plan().with_fixture(), false).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]

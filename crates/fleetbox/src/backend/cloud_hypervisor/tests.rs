@@ -163,6 +163,7 @@ impl Lab {
             .unwrap();
         let below = like.layers.iter().map(|layer| layer.file_name().unwrap());
         let restore = Restore {
+            mounts: Vec::new(),
             memory: saved.memory.clone(),
             device: saved.device.clone(),
             identity: Identity::sample(),

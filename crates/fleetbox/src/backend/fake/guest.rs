@@ -70,6 +70,8 @@ pub(crate) struct FakeGuest {
     pub hostname: String,
     /// A private directory: HOME and working directory of every command.
     pub home: PathBuf,
+    /// Paths that are elsewhere on this host.
+    pub mounted: Vec<(String, PathBuf)>,
     /// While it says so, no byte goes in or out and every command stands still.
     pub paused: Paused,
 }
@@ -260,6 +262,7 @@ fn spawn(guest: &FakeGuest, text: &[u8]) -> std::io::Result<Child> {
     #[expect(clippy::disallowed_methods, reason = "the fake guest's commands run on the host")]
     let mut command = std::process::Command::new("/bin/sh");
     let text = with_own_boot_id(guest, text);
+    let text = super::fixture::in_place(&guest.mounted, &text);
     command
         .arg("-c")
         .arg(std::ffi::OsStr::from_bytes(&text))

@@ -3,6 +3,7 @@
 //! processes; it proves nothing about machines.
 
 mod command;
+mod fixture;
 mod gate;
 pub(crate) mod guest;
 mod layer;
@@ -208,6 +209,7 @@ fn from_seed(plan: &BootPlan, paused: Paused) -> io::Result<FakeGuest> {
         user: text(&user["name"])?,
         hostname: plan.vm.to_string(),
         home,
+        mounted: fixture::mount(plan, &config)?,
         paused,
     })
 }

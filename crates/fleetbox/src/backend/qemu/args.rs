@@ -58,6 +58,8 @@ pub(super) fn arguments(plan: &BootPlan, memory: Memory<'_>) -> Vec<String> {
         // A guest that has its driver renews its randomness when it comes back as another.
         args.add("-device", "vmgenid,guid=auto");
     }
+    // Last, so that no other device is elsewhere with them.
+    fixtures(&mut args, plan);
     args.add("-chardev", format!("file,id=console0,path={}", option(&path(&plan.console))));
     args.add("-serial", "chardev:console0");
     args.add("-chardev", format!("socket,id=qmp0,fd={QMP_FD}"));
@@ -156,6 +158,15 @@ fn disks(args: &mut Args, plan: &BootPlan) {
     let seed = option(&path(&plan.seed));
     args.add("-blockdev", format!("driver=file,node-name=seed0,filename={seed},read-only=on"));
     args.add("-device", "virtio-blk-pci,drive=seed0");
+}
+
+fn fixtures(args: &mut Args, plan: &BootPlan) {
+    for (number, drive) in plan.fixtures.iter().enumerate() {
+        let (node, file) = (format!("fixture{number}"), option(&path(&drive.image)));
+        args.add("-blockdev", format!("driver=file,node-name={node},filename={file},read-only=on"));
+        let device = format!("virtio-blk-pci,drive={node},serial={}", option(&drive.serial));
+        args.add("-device", device);
+    }
 }
 
 /// What the disk lies on, told one by one: the names in the files are of the directory they were
@@ -279,6 +290,15 @@ mod tests {
         assert!(line.contains("node-name=layer1,file=layer1-file,read-only=on,backing=image0"));
         assert!(line.contains("node-name=layer0,file=layer0-file,read-only=on,backing=layer1"));
         assert!(line.contains("node-name=disk0,file=file0,discard=unmap,backing=layer0"));
+    }
+
+    #[test]
+    fn fixtures_are_drives_that_cannot_be_written_to() {
+        let line = line(&plan().with_fixture());
+        assert!(line.contains(
+            "-device vmgenid,guid=auto -blockdev driver=file,node-name=fixture0,filename=/f,,f/fixture-0.img,read-only=on \
+             -device virtio-blk-pci,drive=fixture0,serial=fleetbox-0 -chardev"
+        ), "{line}");
     }
 
     #[test]

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::State;
 use super::clock::Setting;
-use crate::backend::{BootPlan, Identity, Restore, SavePlan, Together};
+use crate::backend::{BootPlan, Identity, Mount, Restore, SavePlan, Together};
 use crate::error::{Error, ErrorKind, Result};
+use crate::images::hex;
 use crate::net::Line;
 use crate::net::plan;
 use crate::spec::Name;
@@ -116,6 +117,15 @@ impl State {
                 continue;
             }
             return Err(failed(&format!("{}: {why}", step.escape_debug())));
+        }
+        for Mount { serial, path } in &restore.mounts {
+            let question =
+                json!({ "what": "mount", "serial": serial, "path": hex(path.as_bytes()) });
+            let answer = line.ask(&question, BECOME_WAIT).await.map_err(unheard)?;
+            if let Some(why) = answer["failed"].as_str() {
+                let why = crate::console::harmless(why.as_bytes());
+                return Err(failed(&format!("mount a fixture at {}: {why}", path.escape_debug())));
+            }
         }
         let became = began.elapsed();
         self.set_clock(vm, &mut line).await.map_err(unheard)?;

@@ -42,6 +42,7 @@ impl Lab {
             authorized_key: client.public_openssh(),
             user: "fleetbox".to_owned(),
             hostname: "web".to_owned(),
+            mounted: Vec::new(),
             home: dir.path().to_owned(),
             paused: tokio::sync::watch::channel(false).1,
         };

@@ -9,6 +9,7 @@ mod clusters;
 mod commands;
 mod ends;
 mod files;
+mod fixtures;
 mod machine;
 mod net_faults;
 mod network;
