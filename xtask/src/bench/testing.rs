@@ -45,17 +45,16 @@ pub(super) fn bundle(stage: &Stage) -> Outcome<Vec<Row>> {
     stage.image()?;
     let failed = Mutex::new(None);
     let run = || {
-        Test::new("bench::bundle")
-            .vms(3)
-            .vm(|vm| vm.image(IMAGE).memory_mib(768).cpus(1))
-            .run(async |nodes: Cluster| -> Result<(), String> {
+        Test::new("bench::bundle").vms(3).vm(|vm| vm.image(IMAGE).memory_mib(768).cpus(1)).run(
+            async |nodes: Cluster| -> Result<(), String> {
                 let mut said = Vec::new();
                 for vm in &nodes {
                     said.push(vm.ssh("uname -a; exit 1").await.is_err());
                 }
                 *failed.lock().map_err(|e| e.to_string())? = Some(Instant::now());
                 Err(format!("on purpose: {said:?}"))
-            })
+            },
+        )
     };
     let outcome = catch_unwind(AssertUnwindSafe(run));
     let ended = Instant::now();

@@ -15,6 +15,7 @@ mod fake;
 #[cfg(feature = "unstable-fake")]
 mod fault_plan;
 mod firmware;
+mod guide;
 mod health;
 mod input;
 #[cfg(feature = "unstable-fake")]
