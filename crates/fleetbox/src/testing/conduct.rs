@@ -2,18 +2,17 @@
 //! `bundle`'s. It must not know how a test is described.
 
 use std::any::Any;
-use std::collections::hash_map::RandomState;
 use std::future::Future;
-use std::hash::{BuildHasher, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use regex_lite::Regex;
 use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinSet;
 
+use super::end::{Watch, destroy};
 use super::machines::{CLUSTER_VMS, Count, Fleet, Machines};
+use super::name::vm_name;
 use super::{Outcome, Required, Requirement, Test, notes};
 use crate::blocking;
 use crate::bundle::{self, Story};
@@ -26,10 +25,6 @@ use crate::vm::Vm;
 
 /// Destroying a VM is a kill and the removal of a directory.
 const DESTROY_WAIT: Duration = Duration::from_mins(1);
-/// What a body that is told to end may take until it yields.
-const YIELD_WAIT: Duration = Duration::from_secs(10);
-/// How much of a test's name a VM's name keeps, leaving room for what makes it unique.
-const NAME_PART_LENGTH: usize = 48;
 
 /// What drives the machines of a test.
 enum Driver {
@@ -375,14 +370,6 @@ async fn examine(marks: &[(Vm, HealthMark)]) -> Result<Vec<Finding>> {
     Ok(joined(looks).await?.into_iter().flatten().collect())
 }
 
-async fn destroy(vms: Vec<Vm>) -> Result<()> {
-    let mut ends = JoinSet::new();
-    for vm in vms {
-        ends.spawn(async move { vm.destroy().await });
-    }
-    joined(ends).await.map(drop)
-}
-
 async fn joined<T: 'static>(mut tasks: JoinSet<Result<T>>) -> Result<Vec<T>> {
     let mut done = Vec::new();
     while let Some(task) = tasks.join_next().await {
@@ -396,36 +383,6 @@ fn words(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "the test panicked".to_owned())
-}
-
-/// Ends the machines of a body that blocks its thread, so that at least they do not go on.
-struct Watch {
-    /// Dropping it ends the watch.
-    _over: mpsc::Sender<()>,
-}
-
-impl Watch {
-    fn over(fleet: Fleet, timeout: Duration) -> Self {
-        let (over, ended) = mpsc::channel();
-        std::thread::spawn(move || {
-            if ended.recv_timeout(timeout + YIELD_WAIT) == Err(RecvTimeoutError::Timeout) {
-                end(&fleet);
-            }
-        });
-        Self { _over: over }
-    }
-}
-
-#[expect(clippy::print_stderr, reason = "a test that hangs has no other voice")]
-fn end(fleet: &Fleet) {
-    eprintln!("the test's time is up and it blocks its thread: its machines are ended");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ended = runtime.map(|runtime| runtime.block_on(destroy(fleet.vms())));
-    match ended {
-        Ok(Ok(())) => {}
-        Ok(Err(e)) => eprintln!("failed to end them: {}", e.report()),
-        Err(e) => eprintln!("failed to end them: {e}"),
-    }
 }
 
 #[expect(clippy::print_stderr, reason = "a failed test has no other voice")]
@@ -450,41 +407,9 @@ fn skip<T: Outcome>(test: &str, why: &str) -> T {
     T::skipped()
 }
 
-/// A VM's name made of the test's, and unique, so that tests, processes and checkouts never meet.
-fn vm_name(test: &str) -> String {
-    let mut name = String::new();
-    for c in test.rsplit("::").next().unwrap_or(test).chars() {
-        let c = c.to_ascii_lowercase();
-        if c.is_ascii_alphanumeric() {
-            name.push(c);
-        } else if !name.is_empty() && !name.ends_with('-') {
-            name.push('-');
-        }
-    }
-    name.truncate(NAME_PART_LENGTH);
-    let mut hasher = RandomState::new().build_hasher();
-    hasher.write_u32(std::process::id());
-    let unique = hasher.finish() & 0xff_ffff;
-    // The letter keeps the suffix from being taken for a member's number.
-    let part = if name.is_empty() { "test" } else { name.trim_end_matches('-') };
-    format!("{part}-t{unique:06x}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Name;
-
-    #[test]
-    fn names_are_valid_unique_and_clusters_of_their_own() {
-        for test in ["a::b::It_Works", "x", "::", &"long_".repeat(40), "ünï"] {
-            let name = Name::new(&vm_name(test)).unwrap();
-            assert_eq!(name.likely_cluster(), name);
-            assert!(Name::new(&format!("{name}-240")).is_ok());
-        }
-        assert!(vm_name("a::boots_twice").starts_with("boots-twice-t"));
-        assert_ne!(vm_name("x"), vm_name("x"));
-    }
 
     #[test]
     fn counts_and_patterns_that_cannot_be_are_refused_before_any_work() {

@@ -3,7 +3,9 @@
 //! skipped, waits or fails has no other voice.
 
 mod conduct;
+mod end;
 mod machines;
+mod name;
 mod notes;
 mod outcome;
 mod requirement;

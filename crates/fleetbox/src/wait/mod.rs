@@ -1,5 +1,5 @@
-//! Owns waiting for something to come true in a guest: [`Condition`], in words such as [`unit`], [`port`] and
-//! [`journal`], and [`Wait`]. How each is seen is in `guest` and `outside`. It must not change anything in
+//! Owns waiting for something to come true in a guest: [`Condition`], in words such as [`unit()`], [`port()`] and
+//! [`journal()`], and [`Wait`]. How each is seen is in `guest` and `outside`. It must not change anything in
 //! the guest.
 //!
 //! ```no_run
@@ -61,7 +61,7 @@ enum UnitState {
     Inactive,
 }
 
-/// A unit of the guest's systemd, from [`unit`].
+/// A unit of the guest's systemd, from [`unit()`].
 #[derive(Debug, Clone)]
 #[must_use = "say which state is waited for"]
 pub struct Unit(String);
@@ -98,7 +98,7 @@ pub fn file(path: impl Into<String>) -> Condition {
     Condition(Kind::File(path.into()))
 }
 
-/// What an HTTP server of the guest answers, from [`http`].
+/// What an HTTP server of the guest answers, from [`http()`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "nothing is waited for until `Vm::wait`"]
 pub struct Http {
@@ -126,7 +126,7 @@ impl From<Http> for Condition {
     }
 }
 
-/// A line of shell, from [`command`].
+/// A line of shell, from [`command()`].
 #[derive(Debug, Clone)]
 #[must_use = "say what is waited for"]
 pub struct Line(String);
