@@ -68,18 +68,19 @@ impl Evidence {
     }
 }
 
-/// Of all machines, side by side, in their order.
-pub(super) async fn all(vms: &[Vm]) -> Vec<Evidence> {
+/// Of all machines, side by side, in their order. Who is among the `dead` is not asked anything.
+pub(super) async fn all(vms: &[Vm], dead: &[&str]) -> Vec<Evidence> {
     let mut asked = JoinSet::new();
     for (place, vm) in vms.iter().cloned().enumerate() {
-        asked.spawn(async move { (place, of(&vm).await) });
+        let dead = dead.contains(&vm.name());
+        asked.spawn(async move { (place, of(&vm, dead).await) });
     }
     let mut evidence = asked.join_all().await;
     evidence.sort_by_key(|(place, _)| *place);
     evidence.into_iter().map(|(_, evidence)| evidence).collect()
 }
 
-async fn of(vm: &Vm) -> Evidence {
+async fn of(vm: &Vm, dead: bool) -> Evidence {
     let mut files = Vec::new();
     let mut note = |name: &str, content: Result<Vec<u8>>| match content {
         Ok(content) => files.push((name.to_owned(), content)),
@@ -92,7 +93,8 @@ async fn of(vm: &Vm) -> Evidence {
     let (state, boot) = match vm.info().await {
         Ok(info) => {
             facts.push(("holder", info.holder_pid.map_or("-".to_owned(), |pid| pid.to_string())));
-            (info.state.to_string(), info.state == State::Running)
+            let state = if dead { "its kernel is dead".to_owned() } else { info.state.to_string() };
+            (state, info.state == State::Running && !dead)
         }
         Err(e) => (format!("unknown: {}", e.report()), false),
     };

@@ -22,7 +22,7 @@ use self::event::Event;
 use self::gather::Evidence;
 use crate::console::harmless;
 use crate::error::{Error, Result};
-use crate::health::Finding;
+use crate::health::{Ailment, Finding};
 use crate::ssh::Transcript;
 use crate::vm::Vm;
 
@@ -61,7 +61,9 @@ impl Story {
 /// not at all. A member that does not answer is told as such: the rest is worth having.
 pub(crate) async fn write(story: &Story, failure: &str) -> Result<PathBuf> {
     let place = place::Place::of(&story.test)?;
-    let mut evidence = gather::all(&story.members).await;
+    let panics = story.findings.iter().filter(|finding| finding.ailment == Ailment::Panic);
+    let dead: Vec<&str> = panics.map(|finding| finding.vm.as_str()).collect();
+    let mut evidence = gather::all(&story.members, &dead).await;
     evidence.extend(story.boot.as_ref().and_then(Evidence::of_failed_boot));
     let events = event::all(story, &evidence);
     let dir = place.begin()?;

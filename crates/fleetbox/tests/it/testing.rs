@@ -258,3 +258,69 @@ fn overhead() {
     }
     println!("overhead-us {} {}", (bare / RUNS).as_micros(), (tested / RUNS).as_micros());
 }
+
+/// Stands still, for the test below, which ends its process.
+#[test]
+#[ignore = "stands still"]
+fn stands_still() {
+    test("stands_still").run(async |vm: Vm| {
+        println!("name: {}", vm.name());
+        std::future::pending::<()>().await;
+    });
+}
+
+#[tokio::test]
+async fn machines_end_with_the_process_of_their_test_however_that_ends() {
+    use rustix::process::{Pid, Signal, kill_process};
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    for signal in [Signal::INT, Signal::KILL] {
+        let mut command = tokio::process::Command::from(child::test("testing::stands_still"));
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let name = loop {
+            let line = lines.next_line().await.unwrap().expect("it says its name");
+            if let Some((_, name)) = line.split_once("name: ") {
+                break name.to_owned();
+            }
+        };
+        assert!(Vm::find(&name).is_ok());
+        let pid = Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
+        kill_process(pid, signal).unwrap();
+        child.wait().await.unwrap();
+        let began = Instant::now();
+        let mut pause = Duration::from_millis(5);
+        while Vm::find(&name).is_ok() {
+            assert!(began.elapsed() < Duration::from_secs(10), "{name} is left after {signal:?}");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_panics_fails_its_test_in_little_time() {
+    if !crate::require::can_boot().await {
+        return;
+    }
+    let (said, took) = tokio::task::spawn_blocking(|| {
+        let mut began = None;
+        let said = failure(|| {
+            Test::new("testing::panics").vm(|vm| vm.memory_mib(768)).run(async |vm: Vm| {
+                vm.ssh("sudo sh -c '(sleep 0.2; echo c > /proc/sysrq-trigger) >/dev/null 2>&1 &'")
+                    .await
+                    .unwrap();
+                vm.wait(fleetbox::wait::console("Kernel panic").unwrap()).await.unwrap();
+                began = Some(Instant::now());
+            });
+        });
+        (said, began.unwrap().elapsed())
+    })
+    .await
+    .unwrap();
+    assert!(said.contains("kernel panic: "), "{said}");
+    eprintln!("the verdict, bundle and end of a dead guest took {took:?}");
+    // It is not asked, which would take its time.
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    let page = read(&bundle("panics").join("index.html"));
+    assert!(page.contains("its kernel is dead") && page.contains("Kernel panic"));
+}

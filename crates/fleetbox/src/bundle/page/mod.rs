@@ -68,8 +68,12 @@ pub(super) fn page(told: &Told<'_>) -> String {
 fn member(html: &mut String, number: usize, member: &Evidence) {
     let (vm, state) = (escaped(&member.vm), escaped(&member.state));
     let _ = writeln!(html, "<h2 id=\"m{number}\">{vm} <span class=\"dim\">{state}</span></h2>");
-    let facts: Vec<String> =
-        member.facts.iter().map(|(what, value)| escaped(&format!("{what} {value}"))).collect();
+    let facts: Vec<String> = member
+        .facts
+        .iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(what, value)| escaped(&format!("{what} {value}")))
+        .collect();
     let _ = writeln!(html, "<p class=\"dim\">{}</p>", facts.join(" · "));
     boot(html, member);
     for file in FILES {
