@@ -11,6 +11,7 @@ mod request;
 mod restore;
 mod revert;
 mod spawn;
+mod starter;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -31,13 +32,14 @@ use crate::progress::{Progress, Stage};
 use crate::spec::Name;
 use crate::ssh::Session;
 use crate::ssh::keys;
-use crate::store::lock::{self, Lock};
+use crate::store::lock;
 use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
 use crate::store::place;
 use crate::store::record::VmRecord;
 use crate::timings::Timings;
 
 use self::plan::Start;
+use self::starter::Starter;
 
 /// A holder without machines ends in well under a second.
 const HOLDER_END_WAIT: Duration = Duration::from_secs(5);
@@ -80,13 +82,14 @@ async fn run(mut request: StartRequest) -> Result<Launched> {
     let cluster = paths.prepare(&cluster)?;
     let client = Client::new(cluster.socket());
 
-    let starter = start_lock(&cluster, &request).await?;
+    let mut starter = Starter::new(&cluster, &request).await?;
     let place = (&paths, &cluster, &client);
-    let running = match boot_or_join(place, &request, prepared, &mut timings).await {
+    let running = match boot_or_join(place, &request, prepared, &mut starter, &mut timings).await {
         Err(e) if e.kind() == ErrorKind::SnapshotUnusable && request.origin == Origin::Warm => {
             request.progress.note(format!("a cold boot: {}", e.report()));
             let request = StartRequest { origin: Origin::Boot, ..request.clone() };
-            boot_or_join(place, &request, None, &mut timings).await?
+            starter.take_turn(&request).await;
+            boot_or_join(place, &request, None, &mut starter, &mut timings).await?
         }
         running => running?,
     };
@@ -139,6 +142,7 @@ async fn boot_or_join(
     (paths, cluster, client): (&Paths, &ClusterPaths, &Client),
     request: &StartRequest,
     prepared: Option<Prepared>,
+    starter: &mut Starter<'_>,
     timings: &mut Timings,
 ) -> Result<Running> {
     let member = cluster.member(&request.name);
@@ -197,6 +201,10 @@ async fn boot_or_join(
         }
     };
     let restored = restore.is_some();
+    if held.is_ok() {
+        // The holder lives, and the member is there: the next of the same caller finds both.
+        starter.let_next();
+    }
     let booted = async {
         let mut hold = held?;
         if request.host_routable {
@@ -330,32 +338,6 @@ async fn hold_or_spawn(
     // The spawner's own connection holds the holder alone, and only until the VM is held.
     let _holder = spawn::holder(cluster).await?;
     client.hold(vm).await.map_err(client::lost)
-}
-
-/// The right to create and boot members of a cluster.
-struct Starter<'a> {
-    cluster: &'a ClusterPaths,
-    _lock: Lock,
-    _turn: tokio::sync::OwnedMutexGuard<()>,
-}
-
-impl Drop for Starter<'_> {
-    fn drop(&mut self) {
-        // A cluster without members, as a start that failed or was dropped leaves it, is not worth
-        // a directory. What could not be removed is seen by the next start.
-        let _ = cleanup::remove_if_empty(self.cluster);
-    }
-}
-
-/// One starter at a time per cluster: a second start of the same name waits and then joins.
-async fn start_lock<'a>(cluster: &'a ClusterPaths, request: &StartRequest) -> Result<Starter<'a>> {
-    let turn = request.queue.clone().lock_owned().await;
-    let name = cluster.name()?;
-    let waiting = || {
-        let note = format!("waiting for another process that works on {name}");
-        request.progress.send(Progress::Note(note));
-    };
-    Ok(Starter { cluster, _lock: lock::lock(&cluster.lock(), waiting).await?, _turn: turn })
 }
 
 /// Options are frozen at creation; an existing VM keeps its own.

@@ -20,7 +20,9 @@ const ANSWER_WAIT: Duration = Duration::from_mins(1);
 /// What is read of a console at most: a guest that floods it is not read for ever.
 const CONSOLE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 const LINE_BYTES_MAX: u64 = 4096;
-/// Far above what `head` lets pass.
+/// Lines of the journal that are looked at, at most.
+const LINES_MAX: usize = 500;
+/// Far above what they take.
 const JOURNAL_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Findings told at most of one machine.
 const FINDINGS_MAX: usize = 100;
@@ -53,7 +55,9 @@ pub struct HealthMark {
 }
 
 /// The boot's id and the place in the journal. `--show-cursor` writes the place of the last entry it shows.
-const MARK: &str = "cat /proc/sys/kernel/random/boot_id; sudo -n journalctl -q -n 1 -o cat --show-cursor | grep -a '^-- cursor: '";
+const MARK: &str =
+    "cat /proc/sys/kernel/random/boot_id; exec sudo -n journalctl -q -n 1 -o cat --show-cursor";
+const CURSOR: &str = "-- cursor: ";
 
 impl Vm {
     /// The present moment, for [`Vm::health`] to look from. It costs a command in the guest.
@@ -76,8 +80,9 @@ impl Vm {
         let output = self.shell(MARK).unwritten().timeout(ANSWER_WAIT).output().await?;
         let text = output.stdout_text();
         let boot_id = text.lines().next().map(str::to_owned);
-        let journal =
-            text.lines().find_map(|line| line.strip_prefix("-- cursor: ")).map(str::to_owned);
+        // After the entry, which may be anything.
+        let journal = text.lines().next_back().and_then(|line| line.strip_prefix(CURSOR));
+        let journal = journal.map(str::to_owned);
         Ok(HealthMark { console_bytes, boot_id, journal })
     }
 
@@ -111,9 +116,10 @@ impl Vm {
     /// `None` if the guest does not answer.
     async fn journal_since(&self, boot_id: Option<&str>, cursor: &str) -> Result<Option<String>> {
         let script = format!(
-            "if [ \"$(cat /proc/sys/kernel/random/boot_id)\" = \"$1\" ]; then set -- \"--after-cursor=$2\"; else set -- -b; fi\n\
+            "read -r boot </proc/sys/kernel/random/boot_id\n\
+             if [ \"$boot\" = \"$1\" ]; then set -- \"--after-cursor=$2\"; else set -- -b; fi\n\
              journalctl -q -o short-monotonic --no-hostname \"$@\" _TRANSPORT=kernel + _PID=1 | \
-             LC_ALL=C grep -aF -e {} | head -n 500; true",
+             LC_ALL=C grep -m {LINES_MAX} -aF -e {}; true",
             signs::needles().iter().map(|needle| quoted(needle)).collect::<Vec<_>>().join(" -e ")
         );
         let mut ask = self.command("sh");

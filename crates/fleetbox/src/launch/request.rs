@@ -1,8 +1,8 @@
 //! Owns what a start is asked for, and the trail it leaves for whoever has to undo it. It must not act
 //! on either.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::admission::Granted;
@@ -11,6 +11,7 @@ use crate::backend::{Accel, Backend};
 use crate::error::Result;
 use crate::progress::ProgressSink;
 use crate::spec::{Name, VmSpec};
+use crate::store::lock::Lock;
 use crate::store::paths::Paths;
 use crate::store::record::SnapshotOf;
 
@@ -38,8 +39,8 @@ pub(crate) struct StartRequest {
     pub progress: ProgressSink,
     pub trail: Trail,
     /// Where several starts of one caller into one cluster queue, so that none takes a sibling for
-    /// another process.
-    pub queue: Arc<tokio::sync::Mutex<()>>,
+    /// another process: they share the cluster's lock.
+    pub queue: Arc<tokio::sync::Mutex<Weak<Lock>>>,
     /// The fixtures that others of the same start have.
     pub packed: Packed,
     /// The memory it was given already, with others.

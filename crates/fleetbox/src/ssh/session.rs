@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! shared: up to 4 connections with 8 commands each, their output always read
-//! lone:   one command each, idle ones kept for the next
+//! lone:   one command each, idle ones kept for the next; a shared one without use becomes one, and back
 //! reset:  a new generation; what belongs to the old one is cut off
 //! ```
 
@@ -283,7 +283,7 @@ impl Session {
 
     async fn lone(&self) -> Result<Arc<Connection>> {
         let idle = locked(&self.inner.idle).pop().filter(|c| !c.is_closed());
-        let connection = match idle {
+        let connection = match idle.or_else(|| self.unused()) {
             Some(connection) => connection,
             None => self.limited(CONNECT_TIMEOUT, self.dial()).await?,
         };
@@ -293,8 +293,20 @@ impl Session {
         Ok(connection)
     }
 
+    /// A shared connection that nobody uses, no longer shared: a login costs more than anything else here.
+    fn unused(&self) -> Option<Arc<Connection>> {
+        let mut shared = locked(&self.inner.shared);
+        // Whoever is about to use one has it already.
+        let place = shared.iter().position(|c| Arc::strong_count(c) == 1 && !c.is_closed())?;
+        Some(shared.swap_remove(place))
+    }
+
     async fn add_shared(&self) -> Result<Arc<Connection>> {
-        let connection = self.dial().await?;
+        let idle = locked(&self.inner.idle).pop().filter(|c| !c.is_closed());
+        let connection = match idle {
+            Some(connection) => connection,
+            None => self.dial().await?,
+        };
         let mut shared = locked(&self.inner.shared);
         shared.retain(|c| !c.is_closed());
         shared.push(connection.clone());

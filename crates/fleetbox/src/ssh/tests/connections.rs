@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use super::lab::Lab;
 use crate::ErrorKind;
 use crate::ssh::keys::KeyPair;
-use crate::ssh::{Session, Target};
+use crate::ssh::{Session, Stdio, Target};
 
 const ATTEMPT: Duration = Duration::from_secs(10);
 
@@ -48,11 +48,17 @@ async fn one_connection_serves_all(lab: &Lab) {
         lab.ssh("true").await;
     }
     assert_eq!(lab.connections(), 1);
+    // A stream has a connection of its own: the shared one, as nobody uses it.
     for _ in 0..3 {
         let child = lab.command("true").spawn().await.unwrap();
         child.wait_with_output().await.unwrap();
+        lab.ssh("true").await;
     }
+    assert_eq!(lab.connections(), 1);
+    let child = lab.command("cat").stdin(Stdio::Piped).spawn().await.unwrap();
+    lab.ssh("true").await;
     assert_eq!(lab.connections(), 2);
+    child.wait_with_output().await.unwrap();
 }
 
 async fn a_lost_connection_is_replaced(lab: &Lab) {

@@ -143,7 +143,7 @@ async fn two_of_one_golden_machine_are_two(bed: &Bed) -> Result<()> {
 }
 
 fn booted(vm: &Vm) -> bool {
-    vm.timings().stages().iter().any(|(stage, _)| stage.as_str() == "kernel")
+    vm.timings().stages().iter().any(|(stage, _)| stage.as_str() == "firmware")
 }
 
 /// Says what it is worth, beside a machine that is alone as well.
