@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use crate::console::harmless;
-use crate::diagnose::BootReport;
+use crate::diagnose::{BootReport, Units};
 use crate::error::{Error, Result};
 use crate::sys::random;
 use crate::timings::Timings;
@@ -99,7 +99,7 @@ async fn of(vm: &Vm, dead: bool) -> Evidence {
         Err(e) => (format!("unknown: {}", e.report()), false),
     };
     let boot = if boot {
-        let (told, boot) = tokio::join!(ask(vm), vm.boot_report());
+        let (told, boot) = tokio::join!(ask(vm), vm.report_boot(Units::Stages));
         match told {
             Ok(told) => files.extend(told),
             Err(e) => files.push(("guest.missing".to_owned(), e.report().into_bytes())),

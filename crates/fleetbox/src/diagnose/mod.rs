@@ -11,6 +11,7 @@ use std::time::Duration;
 
 pub use self::cause::BootCause;
 pub(crate) use self::follow::Follower;
+pub(crate) use self::guest::Units;
 use crate::error::Result;
 use crate::progress::Stage;
 use crate::vm::Vm;
@@ -111,9 +112,14 @@ impl Vm {
     /// # }
     /// ```
     pub async fn boot_report(&self) -> Result<BootReport> {
+        self.report_boot(Units::All).await
+    }
+
+    /// [`Vm::boot_report`] with as much of the units as is wanted.
+    pub(crate) async fn report_boot(&self, units: Units) -> Result<BootReport> {
         let console = self.console_end(CONSOLE_BYTES_MAX)?;
         let (mut stages, shown) = follow::read(this_boot(&console));
-        let asked = match guest::ask(self).await {
+        let asked = match guest::ask(self, units).await {
             Ok(asked) => asked,
             Err(e) => {
                 tracing::debug!("the guest tells nothing of its boot: {}", e.report());

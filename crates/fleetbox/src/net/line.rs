@@ -11,7 +11,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::linux::Network;
-use crate::sys::packet;
+use crate::sys::{packet, random};
 
 /// Set aside for experiments in a local network (IEEE 802, local experimental ethertype 1).
 pub(crate) const ETHERTYPE: u16 = 0x88b5;
@@ -28,6 +28,7 @@ pub(crate) struct Line {
     interface: u32,
     /// What both ends know each other by.
     token: String,
+    /// The number of the last question.
     asked: u64,
 }
 
@@ -36,7 +37,11 @@ impl Line {
     pub(crate) async fn open(network: &Network, tap: u32, token: &str) -> io::Result<Self> {
         let (socket, interface) = network.line_socket(tap, ETHERTYPE).await?;
         let socket = packet::waited_for(socket)?;
-        Ok(Self { socket, interface, token: token.to_owned(), asked: 0 })
+        // All machines of one snapshot have the same token, and every line hears the answers of all: another
+        // beginning for each tells them apart.
+        let beginning = random::bytes::<4>().map_err(io::Error::other)?;
+        let asked = u64::from(u32::from_le_bytes(beginning)) << 16;
+        Ok(Self { socket, interface, token: token.to_owned(), asked })
     }
 
     /// Asks until there is an answer or the time is over.

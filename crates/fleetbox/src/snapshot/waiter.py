@@ -166,6 +166,23 @@ def machine_id(ask):
             os.rename(journal + old, journal + new)
 
 
+def link_local(mac):
+    """What the kernel makes of a MAC (RFC 4291, appendix A)."""
+    part = [int(byte, 16) for byte in mac.split(":")]
+    part[0] ^= 2
+    return "fe80::%x:%x:%x:%x" % (part[0] << 8 | part[1], part[2] << 8 | 0xFF,
+                                  0xFE00 | part[3], part[4] << 8 | part[5])
+
+
+def has_address6(address):
+    try:
+        with open("/proc/net/if_inet6") as file:
+            words = file.read().split()
+    except OSError:
+        return False
+    return socket.inet_pton(socket.AF_INET6, address).hex() in words
+
+
 def network(ask):
     mac, address, gateway = ask["mac"], ask["address"], ask["gateway"]
     if (ask["saved_mac"], ask["saved_address"]) == (mac, address):
@@ -176,8 +193,12 @@ def network(ask):
         "link set dev %s address %s" % (INTERFACE, mac),
         "address add %s/%d brd + dev %s" % (address, length, INTERFACE),
         "route replace default via %s dev %s proto static" % (gateway, INTERFACE),
-        "",
     ]
+    old_local, new_local = link_local(ask["saved_mac"]), link_local(mac)
+    if has_address6(old_local):
+        batch[1:1] = ["address del %s/64 dev %s" % (old_local, INTERFACE)]
+        batch.append("address add %s/64 dev %s scope link nodad" % (new_local, INTERFACE))
+    batch.append("")
     done = subprocess.run(["ip", "-batch", "-"], input="\n".join(batch).encode(),
                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
     if done.returncode != 0:

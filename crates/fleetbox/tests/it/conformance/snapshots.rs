@@ -247,6 +247,8 @@ async fn a_cluster_has_its_addresses(bed: &Bed) -> Result<()> {
         }
         let mac = "cat /sys/class/net/[!l]*/address";
         assert_ne!(vms[0].ssh(mac).await?, vms[1].ssh(mac).await?);
+        let local = "grep -v ' lo$' /proc/net/if_inet6 | grep -o '^fe80[0-9a-f]*'";
+        assert_ne!(vms[0].ssh(local).await?, vms[1].ssh(local).await?);
         for (from, to) in [(0, 1), (1, 0)] {
             vms[from].command("ping").args(["-c", "1", "-W", "20", vms[to].name()]).run().await?;
         }
