@@ -308,14 +308,17 @@ impl Conduct {
             })
     }
 
-    /// Those it began with, and those the body added.
+    /// Those it began with, and those the body added behind its back.
     fn members(&self) -> Vec<Vm> {
-        match self.fleet.cluster() {
-            Some(cluster) => {
-                Cluster::find(cluster.name()).map_or_else(|_| cluster.vms(), |all| all.vms())
+        let mut members = self.fleet.vms();
+        let all = self.fleet.cluster().and_then(|cluster| Cluster::find(cluster.name()).ok());
+        for vm in all.iter().flat_map(Cluster::vms) {
+            // Its own handles know how they started, and have a connection.
+            if members.iter().all(|known| known.name() != vm.name()) {
+                members.push(vm);
             }
-            None => self.fleet.vms(),
         }
+        members
     }
 
     /// Leaves the machines running if that is wanted, and says how to look into them.
