@@ -251,7 +251,8 @@ impl Failed<'_> {
             return Some(BootCause::Silent);
         }
         match self.refusal.as_ref()?.kind {
-            _ if stage < Stage::Init => None,
+            // It may be on its way there yet.
+            _ if stage < Stage::CloudInit && !self.restored => None,
             // A port that is shut or mute has an address; nobody at all has none.
             ErrorKind::Connect if self.is_unreachable() => Some(BootCause::NoAddress),
             _ => Some(BootCause::SshDown),
