@@ -29,6 +29,8 @@ pub(crate) const KEEP: &str = "FLEETBOX_KEEP";
 pub(crate) const BUNDLE_DIR: &str = "FLEETBOX_BUNDLE_DIR";
 /// The package whose tests cargo runs.
 pub(crate) const CARGO_PACKAGE: &str = "CARGO_PKG_NAME";
+/// Where GitLab's runner has the project.
+pub(crate) const CI_PROJECT_DIR: &str = "CI_PROJECT_DIR";
 /// Set by cargo-nextest in the tests it runs.
 const NEXTEST: &str = "NEXTEST";
 /// Seconds a guest may take until it answers.

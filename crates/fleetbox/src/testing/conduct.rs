@@ -4,6 +4,7 @@
 use std::any::Any;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use regex_lite::Regex;
@@ -388,18 +389,28 @@ fn words(panic: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "the test panicked".to_owned())
 }
 
-#[expect(clippy::print_stderr, reason = "a failed test has no other voice")]
+#[expect(clippy::print_stderr, clippy::print_stdout, reason = "a failed test has no other voice")]
 fn leave_bundle(driver: &Driver, story: &Story, failure: &str) {
     match driver.block_on(bundle::write(story, failure)) {
         Ok(path) => {
             eprintln!("what is known of the failure: {}", path.join(bundle::PAGE).display());
             if env::under_nextest() {
-                // What test reports attach to the test's entry in JUnit's form.
-                eprintln!("[[ATTACHMENT|{}]]", path.join(bundle::PAGE).display());
+                // A report in JUnit's form has a test's output in it, and Jenkins, GitLab and Azure attach
+                // what is named there in this way: not each of them if it is in the test's standard error.
+                println!(
+                    "[[ATTACHMENT|{}]]",
+                    attached(&path.join(bundle::PAGE), env::path(env::CI_PROJECT_DIR).as_deref())
+                        .display()
+                );
             }
         }
         Err(e) => eprintln!("failed to write down what is known of the failure: {}", e.report()),
     }
+}
+
+/// GitLab wants it as from its project's directory.
+fn attached<'a>(page: &'a Path, project: Option<&Path>) -> &'a Path {
+    project.and_then(|project| page.strip_prefix(project).ok()).unwrap_or(page)
 }
 
 /// Past the harness's capture, so that a skipped test is seen.
@@ -413,6 +424,15 @@ fn skip<T: Outcome>(test: &str, why: &str) -> T {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_is_attached_as_from_the_project() {
+        let page = Path::new("/builds/me/target/fleetbox/t/index.html");
+        let relative = Path::new("target/fleetbox/t/index.html");
+        assert_eq!(attached(page, Some(Path::new("/builds/me"))), relative);
+        assert_eq!(attached(page, Some(Path::new("/builds/m"))), page);
+        assert_eq!(attached(page, None), page);
+    }
 
     #[test]
     fn counts_and_patterns_that_cannot_be_are_refused_before_any_work() {

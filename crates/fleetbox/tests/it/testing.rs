@@ -207,6 +207,7 @@ async fn machines_of_a_failed_test_are_kept_on_request() {
     let output = child::test("testing::fails_and_is_kept")
         .env("FLEETBOX_KEEP", "failed")
         .env("NEXTEST", "1")
+        .env_remove("CI_PROJECT_DIR")
         .output()
         .unwrap();
     let said = [output.stdout, output.stderr].concat();
@@ -215,7 +216,7 @@ async fn machines_of_a_failed_test_are_kept_on_request() {
     let name = said.split_once("name: ").and_then(|(_, rest)| rest.lines().next());
     let name = name.expect("it ran");
     assert!(said.contains(&format!("{name} is kept: fleetbox ssh {name}")), "{said}");
-    assert!(said.contains("[[ATTACHMENT|/"), "{said}");
+    assert!(said.contains("\n[[ATTACHMENT|/"), "{said}");
     assert!(said.contains("index.html"), "{said}");
     let vm = Vm::find(name).unwrap();
     assert_eq!(vm.ssh("echo alive").await.unwrap(), "alive");
