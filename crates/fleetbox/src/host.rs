@@ -98,7 +98,7 @@ pub async fn check() -> Vec<Check> {
 
 fn state_root() -> Check {
     let prepared = Paths::from_env().and_then(|paths| {
-        crate::store::paths::make_private_dir(paths.root())?;
+        crate::store::whole::make_private_dir(paths.root())?;
         tempfile::tempfile_in(paths.root()).map_err(|e| Error::io("write in", paths.root(), e))?;
         Ok(paths)
     });

@@ -466,7 +466,7 @@ async fn boot_until_alive(
 /// Starts a holder for nothing and ends it: whether this host can is what `host` wants to know.
 pub(crate) async fn try_holder() -> Result<()> {
     let paths = Paths::from_env()?;
-    crate::store::paths::make_private_dir(paths.root())?;
+    crate::store::whole::make_private_dir(paths.root())?;
     let dir = tempfile::Builder::new()
         .prefix(".probe-")
         .tempdir_in(paths.root())

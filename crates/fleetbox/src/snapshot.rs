@@ -26,6 +26,7 @@ use crate::store::lock;
 use crate::store::paths::{Paths, SnapshotPaths};
 use crate::store::record::SnapshotOf;
 use crate::store::snapshot::SnapshotRecord;
+use crate::store::whole::HALF_MADE;
 use crate::vm::Vm;
 
 /// Saved machines: the disk, memory and processors of one running VM, or of all members of a cluster at
@@ -380,7 +381,7 @@ pub(crate) fn remove_half_made(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
         let is_old = entry.metadata().and_then(|m| m.modified()).is_ok_and(|at| {
             SystemTime::now().duration_since(at).is_ok_and(|age| age > HALF_MADE_AGE)
         });
-        if name.starts_with(GONE) || (name.starts_with(save::HALF_MADE) && is_old) {
+        if name.starts_with(GONE) || (name.starts_with(HALF_MADE) && is_old) {
             remove_dir(&entry.path())?;
             removed.push(entry.path());
         }

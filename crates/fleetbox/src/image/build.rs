@@ -19,7 +19,8 @@ use crate::progress::{Progress, ProgressSink};
 use crate::snapshot;
 use crate::spec::DEFAULT_DISK_GIB;
 use crate::store::lock::{self, Lock};
-use crate::store::paths::{Paths, make_private_dir};
+use crate::store::paths::Paths;
+use crate::store::whole::make_private_dir;
 use crate::sys::random;
 use crate::vm::Vm;
 

@@ -13,7 +13,8 @@ use sha2::{Digest, Sha256};
 use super::CachedImage;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Arch;
-use crate::store::paths::{Paths, make_private_dir, write_atomic};
+use crate::store::paths::Paths;
+use crate::store::whole::{HALF_MADE, make_private_dir, write_atomic};
 
 const RECORD_VERSION: u32 = 1;
 /// A record is a few hundred bytes; a config.json of a VM a few thousand.
@@ -151,7 +152,7 @@ impl Slot {
     /// A temporary file in the cache, gone when dropped, readable by its owner only.
     pub(super) fn temporary(&self) -> Result<tempfile::NamedTempFile> {
         tempfile::Builder::new()
-            .prefix(".new-")
+            .prefix(HALF_MADE)
             .tempfile_in(&self.dir)
             .map_err(|e| Error::io("make a file in", &self.dir, e))
     }

@@ -25,8 +25,9 @@ use super::cache::read_small;
 use super::{CachedImage, ImageInfo, ImageState};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Arch;
-use crate::store::paths::{Paths, make_private_dir, write_atomic};
+use crate::store::paths::Paths;
 use crate::store::record::ImageStamp;
+use crate::store::whole::{HALF_MADE, make_private_dir, write_atomic};
 
 pub(crate) use self::name::{PREFIX, resolve, set_name};
 pub(super) use self::name::{all_names, for_guests, has_name, info, is_reference, list, on_image};
@@ -36,8 +37,7 @@ pub(super) use self::remove::{remove, remove_on_image};
 const FORMAT: u32 = 1;
 /// Digits of a key that are shown.
 const SHOWN_DIGITS: usize = 16;
-/// What a layer is called until it is whole, and while it goes.
-const HALF_MADE: &str = ".new-";
+/// What a layer is called while it goes.
 const GONE: &str = ".gone-";
 
 /// The layer that one step left.

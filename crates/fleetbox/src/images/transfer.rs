@@ -16,7 +16,7 @@ use super::space;
 use super::work::Cancel;
 use crate::env;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::paths::write_atomic;
+use crate::store::whole::write_atomic;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,7 +1,6 @@
 //! Owns making a VM that does not exist yet: its record, disk, seed and pinned host key, in a directory
 //! that appears whole or not at all. It must not start anything.
 
-use std::os::unix::fs::PermissionsExt;
 use std::time::SystemTime;
 
 use super::restore::{self, Saved};
@@ -17,6 +16,7 @@ use crate::ssh::keys::{self, KeyPair};
 use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
 use crate::store::place;
 use crate::store::record::{self, ImageStamp, VmRecord};
+use crate::store::whole::half_made_dir;
 
 /// What a VM is made of.
 #[derive(Clone, Copy)]
@@ -40,11 +40,7 @@ pub(super) async fn create(
         saved.describe(&mut record);
         record.machine_id = Some(restore::machine_id()?);
     }
-    let half_made = tempfile::Builder::new()
-        .prefix(".new-")
-        .permissions(std::fs::Permissions::from_mode(0o700))
-        .tempdir_in(cluster.dir())
-        .map_err(|e| Error::io("make a directory in", cluster.dir(), e))?;
+    let half_made = half_made_dir(cluster.dir())?;
     let member = MemberPaths::at(half_made.path().to_owned());
     let client_key = keys::installation_key(paths)?;
     match (saved, image) {
@@ -190,5 +186,5 @@ pub(super) fn seed_shape(client_key: &KeyPair) -> Result<String> {
 
 fn write_known_hosts(record: &VmRecord, member: &MemberPaths) -> Result<()> {
     let line = keys::known_hosts_line(&[record.name.as_str()], &record.host_key);
-    crate::store::paths::write_atomic(&member.known_hosts(), line.as_bytes())
+    crate::store::whole::write_atomic(&member.known_hosts(), line.as_bytes())
 }

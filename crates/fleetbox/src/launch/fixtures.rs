@@ -1,7 +1,6 @@
 //! Owns where the drives of a VM's fixtures come from, packed anew for a boot, or those of the saved machine
 //! it comes back from; and a look whether the guest has mounted them. It must not know what is in them.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,6 +14,7 @@ use crate::spec::{FixtureSpec, VmSpec};
 use crate::ssh::{Command, Session};
 use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
 use crate::store::record::VmRecord;
+use crate::store::whole::half_made_dir;
 
 /// An emulated guest takes a second; this only bounds one that hangs.
 const LOOK_WAIT: Duration = Duration::from_mins(1);
@@ -110,11 +110,7 @@ pub(super) async fn renew(
     if fixtures.is_empty() {
         return Ok(());
     }
-    let half_made = tempfile::Builder::new()
-        .prefix(".new-")
-        .permissions(std::fs::Permissions::from_mode(0o700))
-        .tempdir_in(cluster.dir())
-        .map_err(|e| Error::io("make a directory in", cluster.dir(), e))?;
+    let half_made = half_made_dir(cluster.dir())?;
     let fresh = MemberPaths::at(half_made.path().to_owned());
     pack(request, fixtures, &fresh).await?;
     let member = cluster.member(&record.name);

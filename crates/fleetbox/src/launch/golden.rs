@@ -70,7 +70,7 @@ async fn find_or_make(
     if let Some(saved) = usable(&dir, request) {
         return Ok(Some(saved));
     }
-    crate::store::paths::make_private_dir(&paths.goldens())?;
+    crate::store::whole::make_private_dir(&paths.goldens())?;
     let waiting = || {
         request.progress.note("waiting for another process that makes the same machine ready");
     };

@@ -13,9 +13,10 @@ use crate::prepare::kernel::{self, BootFiles, BootSource};
 use crate::progress::ProgressSink;
 use crate::snapshot::maker;
 use crate::spec::{Arch, VmSpec};
-use crate::store::paths::{MemberPaths, write_atomic};
+use crate::store::paths::MemberPaths;
 use crate::store::record::VmRecord;
 use crate::store::snapshot::Maker;
+use crate::store::whole::write_atomic;
 
 /// What runs the guest, and what starts it.
 pub(super) struct Start {

@@ -1,8 +1,6 @@
 //! Owns taking a running VM back to a snapshot of it: it is who it is, with the disk and memory it had
 //! then. It must not make a VM.
 
-use std::os::unix::fs::PermissionsExt;
-
 use super::restore::{self, Saved};
 use super::{StartRequest, choose, image, layers, plan, ready};
 use crate::backend::{Backend, BootPlan};
@@ -15,6 +13,7 @@ use crate::ssh::Session;
 use crate::store::lock;
 use crate::store::paths::{ClusterPaths, MemberPaths, Paths};
 use crate::store::record::VmRecord;
+use crate::store::whole::half_made_dir;
 
 /// Takes the VM of that record back to the snapshot its record names, and waits until it answers.
 pub(crate) async fn revert(
@@ -69,11 +68,7 @@ fn swap(
     record: &VmRecord,
     saved: &Saved,
 ) -> Result<VmRecord> {
-    let half_made = tempfile::Builder::new()
-        .prefix(".new-")
-        .permissions(std::fs::Permissions::from_mode(0o700))
-        .tempdir_in(cluster.dir())
-        .map_err(|e| Error::io("make a directory in", cluster.dir(), e))?;
+    let half_made = half_made_dir(cluster.dir())?;
     let fresh = MemberPaths::at(half_made.path().to_owned());
     let layers = saved.member.layers.clone();
     let record = VmRecord { layers, ..record.clone() };

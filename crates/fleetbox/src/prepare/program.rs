@@ -12,7 +12,8 @@ use crate::images::{Failure, Settings, Transfer, mirrored, with_retries, work};
 use crate::progress::{ProgressSink, Stage};
 use crate::spec::Arch;
 use crate::store::lock;
-use crate::store::paths::{Paths, make_private_dir, write_atomic};
+use crate::store::paths::Paths;
+use crate::store::whole::{make_private_dir, write_atomic};
 
 const NAME: &str = "cloud-hypervisor";
 /// The oldest whose options and interface we use, and the one that is fetched.

@@ -22,7 +22,7 @@ use serde_json::json;
 
 use crate::backend::Mount;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::paths::write_atomic;
+use crate::store::whole::write_atomic;
 
 const VOLUME_BYTES: usize = 1 << 20;
 /// cloud-init looks for this label, in either case.

@@ -1,7 +1,6 @@
 //! Owns saving running machines into a snapshot: what is made ready before, what the holder is asked,
 //! and the record that makes it one. A snapshot appears whole or not at all.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -15,9 +14,10 @@ use crate::images::work;
 use crate::prepare::disk;
 use crate::spec::Name;
 use crate::ssh::Session;
-use crate::store::paths::{ClusterPaths, MemberPaths, SavedPaths, SnapshotPaths, make_private_dir};
+use crate::store::paths::{ClusterPaths, MemberPaths, SavedPaths, SnapshotPaths};
 use crate::store::record::{ImageStamp, VmRecord};
 use crate::store::snapshot::{SavedMember, SnapshotRecord, digest};
+use crate::store::whole::{half_made_dir, make_private_dir};
 use crate::sys::random;
 
 /// One running machine that is to be saved.
@@ -41,11 +41,7 @@ pub(crate) async fn save(
     }
     let parent = target.dir().parent().unwrap_or(target.dir());
     make_private_dir(parent)?;
-    let half_made = tempfile::Builder::new()
-        .prefix(HALF_MADE)
-        .permissions(std::fs::Permissions::from_mode(0o700))
-        .tempdir_in(parent)
-        .map_err(|e| Error::io("make a directory in", parent, e))?;
+    let half_made = half_made_dir(parent)?;
     let paths = SnapshotPaths::at(half_made.path().to_owned());
     let mut prepared = Vec::new();
     for source in &sources {
@@ -95,9 +91,6 @@ pub(crate) async fn save(
 
 /// Not written to.
 const NO_DISK: &str = "none";
-
-/// What a snapshot is called until it is whole.
-pub(crate) const HALF_MADE: &str = ".new-";
 
 /// Under its own name, unless another is there already.
 fn appear(half_made: tempfile::TempDir, target: &SnapshotPaths) -> Result<()> {

@@ -9,7 +9,8 @@ use russh::keys::ssh_key::LineEnding;
 use russh::keys::{Algorithm, PrivateKey, PublicKey};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::paths::{Paths, make_private_dir, write_atomic};
+use crate::store::paths::Paths;
+use crate::store::whole::{make_private_dir, write_atomic};
 
 /// The comment of the installation's key, seen in a guest's `authorized_keys`.
 const INSTALLATION_COMMENT: &str = "fleetbox";

@@ -43,7 +43,7 @@ fn open(path: &Path) -> Result<File> {
     match open() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             if let Some(dir) = path.parent() {
-                super::paths::make_private_dir(dir)?;
+                super::whole::make_private_dir(dir)?;
             }
             open()
         }

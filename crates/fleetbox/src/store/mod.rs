@@ -9,3 +9,4 @@ pub(crate) mod place;
 pub(crate) mod record;
 pub(crate) mod snapshot;
 pub(crate) mod timeline;
+pub(crate) mod whole;

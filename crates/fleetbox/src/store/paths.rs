@@ -1,13 +1,13 @@
 //! Owns every name on disk below the state root, and the check that sockets fit into their address.
-//! No other file may spell one. It must not read or write what the paths lead to, except to make
-//! the private directories.
+//! No other file may spell one. It must not read or write what the paths lead to, except to have
+//! the private directories made.
 
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::owner::Handover;
+use super::whole::make_private_dir;
 use crate::env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Name;
@@ -394,33 +394,10 @@ impl SavedPaths {
     }
 }
 
-/// Makes `dir` and its parents readable by their owner only.
-pub(crate) fn make_private_dir(dir: &Path) -> Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| {
-        Error::new(ErrorKind::StateRoot, format!("make the state directory {}", dir.display()))
-            .hint("set FLEETBOX_HOME to a directory you can write to")
-            .source(e)
-    })
-}
-
-/// Writes a whole file or none, readable by its owner only.
-pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let io = |e| Error::io("write", path, e);
-    let mut file = tempfile::Builder::new()
-        .prefix(".new-")
-        .permissions(std::fs::Permissions::from_mode(0o600))
-        .tempfile_in(dir)
-        .map_err(io)?;
-    file.write_all(content).map_err(io)?;
-    file.as_file().sync_data().map_err(io)?;
-    file.persist(path).map_err(|e| io(e.error))?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -440,16 +417,5 @@ mod tests {
         let cluster = paths.prepare(&Name::new("web").unwrap()).unwrap();
         let mode = cluster.dir().metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
-    }
-
-    #[test]
-    fn a_file_is_written_whole_and_private() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("f");
-        write_atomic(&path, b"one").unwrap();
-        write_atomic(&path, b"two").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"two");
-        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -8,7 +8,8 @@ use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
-use super::paths::{self, ClusterPaths, MemberPaths, Paths};
+use super::paths::{ClusterPaths, MemberPaths, Paths};
+use super::whole::write_atomic;
 use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::plan;
@@ -151,7 +152,7 @@ impl VmRecord {
         let mut bytes = serde_json::to_vec_pretty(self)
             .map_err(|e| Error::new(ErrorKind::Internal, "write a record").source(e))?;
         bytes.push(b'\n');
-        paths::write_atomic(&member.config(), &bytes)
+        write_atomic(&member.config(), &bytes)
     }
 
     /// Refuses to go on when the image is not what the disk was made on: the guest would see

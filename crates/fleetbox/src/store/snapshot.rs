@@ -8,8 +8,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::paths::{SavedPaths, SnapshotPaths, write_atomic};
+use super::paths::{SavedPaths, SnapshotPaths};
 use super::record::{ImageStamp, VmRecord};
+use super::whole::write_atomic;
 use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
 use crate::images::hex;

@@ -11,7 +11,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::images::cache::{absent_is_fine, read_small};
 use crate::images::{CachedImage, ImageInfo, check_alias};
 use crate::spec::Arch;
-use crate::store::paths::{Paths, make_private_dir, write_atomic};
+use crate::store::paths::Paths;
+use crate::store::whole::{make_private_dir, write_atomic};
 
 /// What references without a name begin with; some digits of the key follow.
 pub(crate) const PREFIX: &str = "derived:";

@@ -18,7 +18,8 @@ use crate::images::{CachedImage, qcow2, work};
 use crate::progress::{ProgressSink, Stage};
 use crate::spec::Arch;
 use crate::store::lock;
-use crate::store::paths::{Paths, make_private_dir, write_atomic};
+use crate::store::paths::Paths;
+use crate::store::whole::{half_made_dir, make_private_dir, write_atomic};
 
 use find::Found;
 
@@ -134,7 +135,7 @@ fn take_out(kernels: &Path, dir: &Path, image: &CachedImage) -> Result<BootSourc
     let disk = open(kernels, image)?;
     let partitions = find::partitions(&disk, image)?;
     let io = |e| Error::io("write", kernels, e);
-    let new = tempfile::Builder::new().prefix(".new-").tempdir_in(kernels).map_err(io)?;
+    let new = half_made_dir(kernels)?;
     let taken = find::find(&disk, &partitions, image)
         .and_then(|found| write_files(found, image, new.path()));
     let record = match taken {
@@ -183,7 +184,7 @@ pub(crate) fn share(paths: &Paths, of: &str, to: &str) -> Result<()> {
         return Ok(());
     }
     let io = |e| Error::io("write", &kernels, e);
-    let new = tempfile::Builder::new().prefix(".new-").tempdir_in(&kernels).map_err(io)?;
+    let new = half_made_dir(&kernels)?;
     for entry in std::fs::read_dir(&from).map_err(|e| Error::io("list", &from, e))? {
         let entry = entry.map_err(|e| Error::io("list", &from, e))?;
         std::fs::hard_link(entry.path(), new.path().join(entry.file_name())).map_err(io)?;
