@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fleetbox::{BootCause, ErrorKind, Result, Stage, Vm};
+use fleetbox::{Backend, BootCause, ErrorKind, Result, Stage, Vm};
 
 use crate::require::can_boot;
 use crate::unique;
@@ -100,6 +100,50 @@ async fn a_guest_without_an_address_is_told() -> Result<()> {
 #[tokio::test]
 async fn an_sshd_that_is_down_is_told() -> Result<()> {
     is(told("sshless", "systemctl mask ssh.service ssh.socket").await?, BootCause::SshDown);
+    Ok(())
+}
+
+/// A kernel whose first instructions stop the processor: `cli; hlt; jmp -3`, where a boot loader enters it
+/// (Documentation/arch/x86/boot.rst).
+fn mute_kernel() -> Vec<u8> {
+    let mut kernel = vec![0; 8192];
+    let mut put = |at: usize, bytes: &[u8]| kernel[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x1f1, &[1]); // setup_sects
+    put(0x1fe, &[0x55, 0xaa]); // boot_flag
+    put(0x200, b"\xeb\x66HdrS\x0c\x02"); // jump to 0x268, header, version 2.12
+    put(0x211, &[1]); // loadflags: LOADED_HIGH
+    put(0x214, &0x0010_0000_u32.to_le_bytes()); // code32_start
+    put(0x22c, &0x7fff_ffff_u32.to_le_bytes()); // initrd_addr_max
+    put(0x238, &2047_u32.to_le_bytes()); // cmdline_size
+    put(0x268, &[0xfa, 0xf4, 0xeb, 0xfd]);
+    kernel
+}
+
+#[tokio::test]
+async fn a_guest_that_says_nothing_is_told() -> Result<()> {
+    if !can_boot().await || fleetbox::Arch::host() != fleetbox::Arch::X86_64 {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let (tree, image) = (dir.path().join("tree"), dir.path().join("mute.raw"));
+    std::fs::create_dir_all(tree.join("boot"))?;
+    std::fs::create_dir_all(tree.join("etc"))?;
+    std::fs::write(tree.join("etc/os-release"), "ID=mute\n")?;
+    std::fs::write(tree.join("boot/vmlinuz-1"), mute_kernel())?;
+    #[expect(clippy::disallowed_methods, reason = "makes an image with the tools there are")]
+    let made = std::process::Command::new("/usr/sbin/mke2fs")
+        .args(["-q", "-t", "ext4", "-d"])
+        .args([&tree, &image])
+        .arg("16M")
+        .output()?;
+    assert!(made.status.success(), "{made:?}");
+    let vm = Vm::builder(unique("mute")).backend(Backend::Qemu).image(image.to_str().unwrap());
+    let outcome = vm.ephemeral(true).timeout(Duration::from_secs(15)).start().await;
+    let error = outcome.expect_err("nothing is there that could answer");
+    eprintln!("{}\n", error.report());
+    assert_eq!(error.kind(), ErrorKind::BootFailed, "{error:?}");
+    assert_eq!(error.boot_report().unwrap().cause, Some(BootCause::Silent), "{error:?}");
+    assert!(error.hint_text().unwrap().contains("console="), "{error:?}");
     Ok(())
 }
 

@@ -1,10 +1,12 @@
 //! The health of real guests: each ailment provoked in one. Those that no stock kernel can be made to have are
 //! written on the fake's console.
 
+use std::path::Path;
 use std::time::Duration;
 
 use fleetbox::{Ailment, Result, Vm};
 
+use crate::child;
 use crate::require::can_boot;
 use crate::unique;
 
@@ -107,6 +109,46 @@ async fn a_panic_is_found_on_the_console_of_a_dead_guest() -> Result<()> {
     let findings = vm.health(&mark).await?;
     assert!(findings.iter().any(|finding| finding.ailment == Ailment::Panic), "{findings:?}");
     vm.destroy().await
+}
+
+/// What fails for it is the body's own; what is known of the failure needs no room in the guest.
+#[test]
+fn a_guest_that_fills_its_disk_leaves_all_that_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = child::test("health::fills_its_disk")
+        .env("FLEETBOX_BUNDLE_DIR", dir.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    if said.contains("skipped: ") {
+        return eprintln!("{said}");
+    }
+    assert!(!output.status.success() && said.contains("No space left on device"), "{said}");
+    let page = said.split_whitespace().find(|word| word.ends_with("index.html"));
+    let page = Path::new(page.unwrap_or_else(|| panic!("no page in {said}")));
+    assert!(page.starts_with(dir.path()));
+    assert!(std::fs::read_to_string(page).unwrap().contains("No space left on device"));
+    let members = std::fs::read_dir(page.parent().unwrap()).unwrap().map(|entry| entry.unwrap());
+    let member = members.map(|entry| entry.path()).find(|path| path.is_dir()).unwrap();
+    for file in ["console.log", "journal.txt", "processes.txt", "network.txt"] {
+        let told = std::fs::read(member.join(file)).unwrap_or_default();
+        assert!(told.len() > 100, "{file} has {} bytes", told.len());
+    }
+    let vm = member.file_name().unwrap().to_str().unwrap();
+    assert!(Vm::find(vm).is_err(), "{vm} is still there");
+}
+
+/// Fails on purpose, for the test above, which runs it in a process of its own.
+#[test]
+#[ignore = "fails on purpose"]
+fn fills_its_disk() {
+    let test = fleetbox::testing::Test::new("health::fills_its_disk");
+    test.vm(|vm| vm.memory_mib(768))
+        .run(async |vm: Vm| -> Result<()> {
+            vm.ssh("sudo fallocate -l $(df --output=avail -B1 / | tail -n 1) /big").await?;
+            vm.ssh("sudo dd if=/dev/zero of=/more bs=1M status=none").await.map(drop)
+        })
+        .unwrap();
 }
 
 #[cfg(feature = "unstable-fake")]

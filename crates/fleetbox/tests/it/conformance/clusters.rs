@@ -10,7 +10,7 @@ use fleetbox::{Backend, Cluster, ClusterBuilder, ErrorKind, Result, State, Vm};
 use tokio::io::AsyncReadExt;
 
 use super::bed::until;
-use super::{chosen, require, told};
+use super::{chosen, require, runtime, told};
 use crate::unique;
 
 /// Three emulated ones fit a small host.
@@ -27,25 +27,11 @@ struct Trio {
     addresses: Vec<IpAddr>,
 }
 
-#[test]
-fn fake() {
-    conforms("fake");
-}
-
-#[test]
-fn qemu() {
-    conforms("qemu");
-}
-
-#[test]
-fn cloud_hypervisor() {
-    conforms("cloud-hypervisor");
-}
+for_each_backend!(conforms: fake, qemu, cloud_hypervisor);
 
 fn conforms(word: &str) {
     let Some(backend) = chosen(word) else { return };
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = runtime();
     let name = unique(&format!("trio-{backend}"));
     let ran = catch_unwind(AssertUnwindSafe(|| runtime.block_on(run(backend, &name))));
     // None if all went well, as the last scenario destroys it.

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use fleetbox::{Backend, Cluster, ErrorKind, Fixture, Result, Vm, VmBuilder};
 
-use super::{chosen, require, told};
+use super::{chosen, require, runtime, told};
 use crate::unique;
 
 /// Those of the snapshots' list.
@@ -27,25 +27,11 @@ const INNER: &str = "/srv/plain/in/side";
 /// By a link of the guest's, which `/bin` is.
 const LINKED: &str = "/bin/fleetbox-fixture";
 
-#[test]
-fn fake() {
-    conforms("fake");
-}
-
-#[test]
-fn qemu() {
-    conforms("qemu");
-}
-
-#[test]
-fn cloud_hypervisor() {
-    conforms("cloud-hypervisor");
-}
+for_each_backend!(conforms: fake, qemu, cloud_hypervisor);
 
 fn conforms(word: &str) {
     let Some(backend) = chosen(word) else { return };
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = runtime();
     let bed = Bed::new(backend);
     let vm = match runtime.block_on(first(&bed)) {
         Ok(vm) => vm,

@@ -4,6 +4,16 @@
 //! A scenario gets a running machine and leaves one, or says in `bed.vm` that it does not. They
 //! stand in the order in which they cost the fewest boots; one that fails does not stop the rest.
 
+/// A test for each of the backends, which hands the backend's word to the list.
+macro_rules! for_each_backend {
+    ($conforms:ident: $($backend:ident),*) => {$(
+        #[test]
+        fn $backend() {
+            $conforms(&stringify!($backend).replace('_', "-"));
+        }
+    )*};
+}
+
 mod bed;
 mod clusters;
 mod commands;
@@ -105,26 +115,12 @@ const SCENARIOS: &[Scenario] = scenarios! {
     ends::a_destroyed_one_leaves_nothing, Vm;
 };
 
-#[test]
-fn fake() {
-    conforms("fake");
-}
-
-#[test]
-fn qemu() {
-    conforms("qemu");
-}
-
-#[test]
-fn cloud_hypervisor() {
-    conforms("cloud-hypervisor");
-}
+for_each_backend!(conforms: fake, qemu, cloud_hypervisor);
 
 /// Runs the list against a backend; panics with every scenario that failed.
 fn conforms(word: &str) {
     let Some(backend) = chosen(word) else { return };
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = runtime();
     let mut bed = Bed::new(backend);
     if let Err(why) = runtime.block_on(cannot_start(&mut bed)) {
         runtime.block_on(bed.clear());
@@ -139,6 +135,10 @@ fn conforms(word: &str) {
         SCENARIOS.len(),
         failures.join("\n")
     );
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
 /// The backend, if this build knows it and the environment does not ask for another.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use fleetbox::{Backend, Cluster, Egress, ErrorKind, Result, Stdio, Vm};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{chosen, require};
+use super::{chosen, require, runtime};
 use crate::unique;
 
 /// Loss, delay and the like over this many packets, sent by the guest itself.
@@ -33,20 +33,11 @@ struct Lab {
     trip_ms: f64,
 }
 
-#[test]
-fn qemu() {
-    on("qemu");
-}
-
-#[test]
-fn cloud_hypervisor() {
-    on("cloud-hypervisor");
-}
+for_each_backend!(on: qemu, cloud_hypervisor);
 
 fn on(word: &str) {
     let Some(backend) = chosen(word) else { return };
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = runtime();
     runtime.block_on(async {
         if !require::has_image().await {
             let why = "the image is not here; `fleetbox image build debian-12` makes it";

@@ -9,7 +9,7 @@ use fleetbox::{Backend, Cluster, ErrorKind, Result, Snapshot, Stdio, Vm, VmBuild
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use super::bed::{until, until_within};
-use super::{chosen, require, said, told};
+use super::{chosen, require, runtime, said, told};
 use crate::unique;
 
 /// Those of the other lists: one golden machine serves all.
@@ -22,20 +22,7 @@ const CLOCK_GOES_ON: Duration = Duration::from_secs(1);
 /// What a guest does when it has nothing else to do.
 const SETTLED: Duration = Duration::from_mins(2);
 
-#[test]
-fn fake() {
-    conforms("fake");
-}
-
-#[test]
-fn qemu() {
-    conforms("qemu");
-}
-
-#[test]
-fn cloud_hypervisor() {
-    conforms("cloud-hypervisor");
-}
+for_each_backend!(conforms: fake, qemu, cloud_hypervisor);
 
 /// Machines of one backend.
 struct Bed {
@@ -69,8 +56,7 @@ const SCENARIOS: &[Scenario] = &[
 
 fn conforms(word: &str) {
     let Some(backend) = chosen(word) else { return };
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = runtime();
     if !backend.capabilities().snapshot {
         return eprintln!("skipped: {backend} cannot save machines");
     }
