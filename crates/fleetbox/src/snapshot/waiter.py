@@ -8,11 +8,18 @@ import errno, fcntl, glob, json, os, re, signal, socket, struct, subprocess, sys
 ETHERTYPE = 0x88B5
 # Whoever is not told within this long is the machine that was saved, and its holder is gone.
 PATIENCE_S = 900
+# A guest that is never at rest does without for no longer.
+TIDY_WAIT_S = 10
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207  # random(4)
 SSHD_SESSIONS = [
     "/usr/lib/openssh/sshd-session", "/usr/libexec/openssh/sshd-session",
     "/usr/lib/ssh/sshd-session", "/usr/libexec/sshd-session",
 ]
+# The distributions' own, which nobody waits for.
+UPKEEP = re.compile(
+    "(apt-daily|apt-daily-upgrade|dnf-.*|dpkg-db-backup|e2scrub_all|esm-cache|fstrim|fwupd-refresh|"
+    "logrotate|man-db|mlocate-updatedb|motd-news|packagekit-.*|plocate-updatedb|snapd\\..*|sysstat-.*|"
+    "systemd-tmpfiles-clean|ua-timer|unbound-anchor|update-notifier-.*|xfs_scrub_all)\\.timer$")
 CONFIGURATION = [
     "/etc/netplan/*", "/etc/network/interfaces.d/*", "/etc/systemd/network/*",
     "/run/systemd/network/*", "/etc/NetworkManager/system-connections/*",
@@ -101,8 +108,6 @@ def stop_timers():
 
 
 def start_timers(timers):
-    for stamp in glob.glob("/var/lib/systemd/timers/stamp-*"):
-        os.utime(stamp)
     if timers:
         quietly("systemctl", "start", "--no-block", *timers)
 
@@ -277,6 +282,25 @@ def set_clock(ask):
     return {"now_ns": int(time.time() * 1e9)}
 
 
+def processors():
+    """How long they did anything, and were there, in ticks (proc(5))."""
+    ticks = [int(word) for word in read("/proc/stat").split("\n", 1)[0].split()[1:9]]
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
+
+
+def rest():
+    """Until whoever came first was served: emulated, what follows costs as much as a login, and many
+    machines that are restored at once have few processors to do both."""
+    deadline = time.monotonic() + TIDY_WAIT_S
+    count = os.sysconf("SC_NPROCESSORS_ONLN")
+    while time.monotonic() < deadline:
+        busy, there = processors()
+        time.sleep(0.25)
+        now_busy, now_there = processors()
+        if (now_busy - busy) * count <= (now_there - there) * 0.2:
+            return
+
+
 def tidy_up():
     """What the machine can do without for a moment."""
     if JOURNALD is not None:
@@ -330,9 +354,13 @@ def serve(line, timers, disks):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except OSError:
         pass
+    for stamp in glob.glob("/var/lib/systemd/timers/stamp-*"):
+        os.utime(stamp)
+    start_timers([timer for timer in timers if not UPKEEP.match(timer)])
     if what == "end":
+        rest()
         tidy_up()
-    start_timers(timers)
+    start_timers([timer for timer in timers if UPKEEP.match(timer)])
 
 
 INTERFACE = interface()
