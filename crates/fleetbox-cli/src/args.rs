@@ -174,7 +174,7 @@ pub(crate) struct Run {
     /// Do not tell how far the start is
     #[arg(short, long)]
     pub quiet: bool,
-    /// The command; without one, a shell
+    /// The command, its words as they are, or one word that is a line of shell; without one, a shell
     #[arg(trailing_var_arg = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<String>,
 }

@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use fleetbox::{Error, Vm};
+use fleetbox::{Command, Error, Vm};
 
 use super::ssh;
 use crate::args::Run;
@@ -16,12 +16,25 @@ pub(super) async fn run(args: Run) -> Outcome {
     let Some(vm) = start(&name, &args.machine, args.cold, args.quiet).await? else {
         return Ok(130);
     };
-    let outcome = ssh::in_vm(&vm, args.tty, &args.command).await;
+    let outcome = ssh::in_vm(&vm, args.tty, command(&vm, &args.command)).await;
     // It goes with this process in any case; the next command shall find it gone.
     if let Err(e) = vm.destroy().await {
         render::complain(&e);
     }
     outcome
+}
+
+/// One word may be a whole line of shell; several arrive as they are. None of them ask for a shell.
+fn command(vm: &Vm, words: &[String]) -> Option<Command> {
+    match words {
+        [] => None,
+        [line] => Some(vm.shell(line)),
+        [program, rest @ ..] => {
+            let mut command = vm.command(program);
+            command.args(rest);
+            Some(command)
+        }
+    }
 }
 
 /// A VM that goes with this process; none if that is interrupted meanwhile.

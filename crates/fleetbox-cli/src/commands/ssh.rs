@@ -31,17 +31,16 @@ const SIGNALS: &[(&str, u8)] = &[
 ];
 
 pub(super) async fn run(args: Ssh) -> Outcome {
-    in_vm(&Vm::find(&args.name)?, args.tty, &args.command).await
+    let vm = Vm::find(&args.name)?;
+    // As ssh(1) does: one word may be a whole line of shell, several are joined to one.
+    let command = (!args.command.is_empty()).then(|| vm.shell(args.command.join(" ")));
+    in_vm(&vm, args.tty, command).await
 }
 
-/// Without words it is a shell. Ends with the command's own code.
-pub(super) async fn in_vm(vm: &Vm, tty: bool, words: &[String]) -> Outcome {
-    let in_terminal = (tty || words.is_empty()) && terminal::is_interactive();
-    let mut command = match words {
-        [] => vm.shell("exec \"${SHELL:-/bin/sh}\" -l"),
-        // As ssh(1) does: one word may be a whole line of shell, several are joined to one.
-        words => vm.shell(words.join(" ")),
-    };
+/// Without a command it is a shell. Ends with the command's own code.
+pub(super) async fn in_vm(vm: &Vm, tty: bool, command: Option<Command>) -> Outcome {
+    let in_terminal = (tty || command.is_none()) && terminal::is_interactive();
+    let mut command = command.unwrap_or_else(|| vm.shell("exec \"${SHELL:-/bin/sh}\" -l"));
     command.stdin(Stdio::Piped);
     if in_terminal {
         command.tty(terminal::describe());

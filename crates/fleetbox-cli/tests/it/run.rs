@@ -5,12 +5,14 @@ use crate::home::Home;
 #[test]
 fn a_command_has_a_vm_of_its_own_and_its_code_is_ours() {
     let home = Home::new();
-    let said = home.ok(["run", "--backend", "fake", "--", "echo", "one;", "hostname"]);
+    let said = home.ok(["run", "--backend", "fake", "--", "echo one; hostname"]);
     let lines: Vec<&str> = said.lines().collect();
     assert!(lines[0] == "one" && lines[1].starts_with("run-"), "{said}");
     home.run(["run", "-q", "--backend", "fake", "exit 7"]).fails(7, &[]);
     // Options of the command are the command's.
     assert_eq!(home.ok(["run", "-q", "--backend", "fake", "printf", "%s", "-q"]), "-q");
+    let said = home.ok(["run", "-q", "--backend", "fake", "--", "sh", "-c", "echo \"$0\"; pwd", "a  $b"]);
+    assert!(said.starts_with("a  $b\n/"), "{said}");
     assert!(home.rows().is_empty(), "a VM is left");
 }
 
