@@ -11,7 +11,8 @@ fn a_command_has_a_vm_of_its_own_and_its_code_is_ours() {
     home.run(["run", "-q", "--backend", "fake", "exit 7"]).fails(7, &[]);
     // Options of the command are the command's.
     assert_eq!(home.ok(["run", "-q", "--backend", "fake", "printf", "%s", "-q"]), "-q");
-    let said = home.ok(["run", "-q", "--backend", "fake", "--", "sh", "-c", "echo \"$0\"; pwd", "a  $b"]);
+    let said =
+        home.ok(["run", "-q", "--backend", "fake", "--", "sh", "-c", "echo \"$0\"; pwd", "a  $b"]);
     assert!(said.starts_with("a  $b\n/"), "{said}");
     assert!(home.rows().is_empty(), "a VM is left");
 }

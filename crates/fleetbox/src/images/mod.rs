@@ -5,6 +5,7 @@ mod build;
 mod cache;
 mod catalog;
 mod download;
+mod import;
 pub(crate) mod layer;
 pub(crate) mod qcow2;
 mod resolve;
@@ -26,6 +27,7 @@ pub use build::BuildOptions;
 pub(crate) use cache::hex;
 use cache::{Origin, Record, Slot};
 pub(crate) use download::with_retries;
+pub(crate) use import::check_derived_name;
 pub(crate) use resolve::{check, mirrored, resolve};
 pub(crate) use transfer::{Failure, Transfer};
 
@@ -195,7 +197,7 @@ pub async fn import(
     progress: impl Fn(Progress) + Send + Sync + 'static,
 ) -> Result<ImageInfo> {
     let paths = Paths::from_env()?;
-    let image = import_at(&paths, path, alias, arch, &ProgressSink::new(progress)).await?;
+    let image = import::import_at(&paths, path, alias, arch, &ProgressSink::new(progress)).await?;
     Ok(info(&paths, &image))
 }
 
@@ -335,147 +337,6 @@ async fn remove_at(paths: &Paths, reference: &str, force: bool) -> Result<u64> {
         freed_bytes += slot.remove(paths)?;
     }
     Ok(freed_bytes)
-}
-
-async fn import_at(
-    paths: &Paths,
-    path: &Path,
-    alias: &str,
-    arch: Arch,
-    progress: &ProgressSink,
-) -> Result<CachedImage> {
-    let alias = catalog::canonical(alias);
-    check_alias(alias)?;
-    check_not_derived(paths, alias)?;
-    let (path, metadata) = resolve::local_file(path)?;
-    let made = Made::now();
-    let slot = Slot::new(paths, alias, &made.snapshot, arch);
-    slot.make_dir()?;
-    let held = lock::lock(&slot.lock(), || {
-        progress.note(format!("waiting for another process that imports {alias}"));
-    })
-    .await?;
-    let record = Record {
-        version: 0,
-        reference: alias.to_owned(),
-        arch,
-        snapshot: made.snapshot,
-        origin: Origin::Imported,
-        digest: cache::file_identity(&path, &metadata),
-        size_bytes: 0,
-        source: Some(path.display().to_string()),
-        made_on: Some(made.on),
-        suite: None,
-    };
-    let (thread_slot, sink) = (slot.clone(), progress.clone());
-    let image = work::run("import an image", move |cancel| {
-        let _held = held;
-        download::store(&thread_slot, &path, record, download::Keep::Source, &sink, cancel)
-    })
-    .await?;
-    forget_older(paths, alias, arch, &slot)?;
-    Ok(image)
-}
-
-/// Removes local images that a newer one of the same name replaces, unless a VM needs them.
-fn forget_older(paths: &Paths, alias: &str, arch: Arch, newest: &Slot) -> Result<()> {
-    for (slot, record) in cache::all(paths) {
-        let is_local = matches!(record.origin, Origin::Built | Origin::Imported);
-        if is_local
-            && record.reference == alias
-            && record.arch == arch
-            && slot.raw() != newest.raw()
-            && slot.users(paths).is_empty()
-            && let Some(_held) = lock::try_lock(&slot.lock())?
-        {
-            slot.remove(paths)?;
-        }
-    }
-    Ok(())
-}
-
-/// A name stands for one image: a derived one's would hide another.
-fn check_not_derived(paths: &Paths, alias: &str) -> Result<()> {
-    if !layer::has_name(paths, alias) {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Conflict,
-        format!("call an image {alias}: a derived image has that name"),
-    )
-    .hint(format!("choose another name, or `fleetbox image rm {alias}` first")))
-}
-
-/// Refuses a name that a derived image cannot have: another image has it, or may get it by right.
-pub(crate) fn check_derived_name(paths: &Paths, name: &str) -> Result<()> {
-    build::check_name(name)?;
-    match cache::all(paths).iter().find(|(_, record)| record.reference == name) {
-        None => Ok(()),
-        Some(_) => Err(Error::new(
-            ErrorKind::Conflict,
-            format!("call a derived image {name}: another image has that name"),
-        )
-        .hint(format!("choose another name, or `fleetbox image rm {name}` first"))),
-    }
-}
-
-fn check_alias(alias: &str) -> Result<()> {
-    let good = !alias.is_empty()
-        && alias.len() <= 63
-        && alias.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && alias.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._".contains(c));
-    if good {
-        return Ok(());
-    }
-    let shown: String = alias.chars().take(80).collect();
-    Err(Error::new(
-        ErrorKind::InvalidName,
-        format!("use \"{}\" as an image's alias", shown.escape_debug()),
-    )
-    .hint("use up to 63 lowercase letters, digits, dots, hyphens and underscores"))
-}
-
-/// When an image was made here.
-struct Made {
-    /// As 2026-11-23, for people.
-    on: String,
-    /// As 20261123-201500: no two images share a file, so none is changed under a VM.
-    snapshot: String,
-}
-
-impl Made {
-    fn now() -> Self {
-        let seconds = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |elapsed| elapsed.as_secs());
-        let (year, month, day) = civil_date(seconds / 86_400);
-        let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-        Self {
-            on: format!("{year:04}-{month:02}-{day:02}"),
-            snapshot: format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}"),
-        }
-    }
-}
-
-/// The date of a day counted from 1970-01-01, by walking years and months.
-fn civil_date(mut days: u64) -> (u64, u64, u64) {
-    let is_leap =
-        |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
-    let mut year = 1970;
-    while days >= 365 + u64::from(is_leap(year)) {
-        days -= 365 + u64::from(is_leap(year));
-        year += 1;
-    }
-    let lengths = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 1;
-    for length in lengths {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    (year, month, days + 1)
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 
 use std::time::SystemTime;
 
+use super::prepared::Bootable;
 use super::restore::{self, Saved};
-use super::{Bootable, StartRequest, fixtures};
+use super::{StartRequest, fixtures};
 use crate::backend::Restore;
 use crate::backend::select::Choice;
 use crate::error::{Error, ErrorKind, Result};

@@ -8,8 +8,9 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::plan::Start;
+use super::prepared::Bootable;
 use super::restore::Saved;
-use super::{Bootable, Origin, Packed, StartRequest, Trail, create, fixtures};
+use super::{Origin, Packed, StartRequest, Trail, create, fixtures};
 use crate::error::{Error, ErrorKind, Result};
 use crate::images::hex;
 use crate::progress::{Progress, ProgressSink, Stage};

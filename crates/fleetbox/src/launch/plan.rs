@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::Bootable;
+use super::prepared::Bootable;
 use crate::backend::select::{self, Choice};
 use crate::backend::{Accel, Backend, Boot, BootPlan, Drive, FirmwareFiles};
 use crate::error::{Error, Result};

@@ -1,8 +1,9 @@
 //! Owns taking a running VM back to a snapshot of it: it is who it is, with the disk and memory it had
 //! then. It must not make a VM.
 
+use super::prepared::{choose, image, layers};
 use super::restore::{self, Saved};
-use super::{StartRequest, choose, image, layers, plan, ready};
+use super::{StartRequest, plan, ready};
 use crate::backend::{Backend, BootPlan};
 use crate::control::client::Client;
 use crate::control::message::Outage;

@@ -12,8 +12,9 @@ use std::path::PathBuf;
 use sha2::{Digest, Sha256};
 
 use super::cache::{Origin, Record, Slot, hex};
+use super::import::{Made, check_not_derived, forget_older};
 use super::work::{self, Cancel};
-use super::{CachedImage, Made, catalog, forget_older};
+use super::{CachedImage, catalog};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Progress, ProgressSink, Stage};
 use crate::spec::Arch;
@@ -101,7 +102,7 @@ impl BuildOptions {
 
 /// An alias that no other image has by right: a published one's could not be fetched any more.
 pub(super) fn check_name(name: &str) -> Result<()> {
-    super::check_alias(name)?;
+    super::import::check_alias(name)?;
     if catalog::aliases().all(|alias| alias != catalog::canonical(name)) {
         return Ok(());
     }
@@ -134,7 +135,7 @@ pub(super) async fn build_at(
     options.check()?;
     let made = Made::now();
     let name = options.name.as_deref().unwrap_or(alias).to_owned();
-    super::check_not_derived(paths, &name)?;
+    check_not_derived(paths, &name)?;
     let slot = Slot::new(paths, &name, &made.snapshot, arch);
     slot.make_dir()?;
     let build_lock = Slot::new(paths, &name, "build", arch).lock();

@@ -169,7 +169,8 @@ async fn an_image_is_in_use_by_those_derived_from_it_and_takes_them_along_by_for
     let home = home();
     let paths = &home.paths;
     let sink = crate::progress::ProgressSink::default();
-    let image = crate::images::import_at(paths, &home.base, "golden", ARCH, &sink).await.unwrap();
+    let image =
+        crate::images::import::import_at(paths, &home.base, "golden", ARCH, &sink).await.unwrap();
     let on_image = Home { base: image.path.clone(), paths: paths.clone(), ..self::home() };
     let layer = on_image.layer('a', None);
     set_name(paths, "web", &layer).unwrap();
@@ -186,7 +187,7 @@ async fn a_name_stands_for_one_kind_of_image() {
     let paths = &home.paths;
     set_name(paths, "web", &home.layer('a', None)).unwrap();
     let sink = crate::progress::ProgressSink::default();
-    let import = |alias| crate::images::import_at(paths, &home.base, alias, ARCH, &sink);
+    let import = |alias| crate::images::import::import_at(paths, &home.base, alias, ARCH, &sink);
     assert_eq!(import("web").await.unwrap_err().kind(), ErrorKind::Conflict);
     import("golden").await.unwrap();
     let check = |name| crate::images::check_derived_name(paths, name).map_err(|e| e.kind());
