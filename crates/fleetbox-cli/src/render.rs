@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use comfy_table::{Table, presets};
 use fleetbox::host::Check;
-use fleetbox::{Error, ImageInfo, ImageState, VmInfo};
+use fleetbox::{Error, Fixture, ImageInfo, ImageState, VmInfo};
 use serde::Serialize;
 
 /// A row of `ls -o json`.
@@ -22,7 +22,25 @@ pub(crate) struct VmRow {
     disk_gib: u32,
     nested_virt: bool,
     durable: bool,
+    fixtures: Vec<FixtureRow>,
     created_at: String,
+}
+
+#[derive(Debug, Serialize)]
+struct FixtureRow {
+    host: String,
+    guest: String,
+    preserve_modes: bool,
+}
+
+impl From<&Fixture> for FixtureRow {
+    fn from(fixture: &Fixture) -> Self {
+        Self {
+            host: fixture.host().display().to_string(),
+            guest: fixture.guest().to_owned(),
+            preserve_modes: fixture.preserves_modes(),
+        }
+    }
 }
 
 impl From<&VmInfo> for VmRow {
@@ -39,6 +57,7 @@ impl From<&VmInfo> for VmRow {
             disk_gib: vm.disk_gib,
             nested_virt: vm.nested_virt,
             durable: vm.durable,
+            fixtures: vm.fixtures.iter().map(FixtureRow::from).collect(),
             created_at: vm.created_at.clone(),
         }
     }

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use crate::control::client::Client;
 use crate::control::message::{HolderStatus, WireError};
 use crate::error::{Error, ErrorKind, Result};
-use crate::spec::Name;
+use crate::spec::{FixtureSpec, Name};
 use crate::store::paths::{MemberPaths, Paths};
 use crate::store::place::{self, Placed};
 use crate::store::record::{self, VmRecord};
@@ -139,6 +139,7 @@ pub(crate) fn info(record: &VmRecord, status: Option<&HolderStatus>) -> VmInfo {
         disk_gib: record.spec.disk_gib,
         nested_virt: record.spec.nested_virt,
         durable: record.spec.durable,
+        fixtures: record.spec.fixtures.iter().filter_map(FixtureSpec::asked).collect(),
         user: record.user.clone(),
         created_at: record.created_at.clone(),
         holder_pid,

@@ -23,7 +23,7 @@ use crate::control::client::Client;
 use crate::error::{Error, ErrorKind, Result};
 use crate::holder::cleanup;
 use crate::launch::Launched;
-use crate::spec::{Arch, Name};
+use crate::spec::{Arch, Fixture, Name};
 use crate::ssh::keys::{self, KeyPair};
 use crate::ssh::{self, Command, Session, Target, copy};
 use crate::store::lock;
@@ -135,6 +135,8 @@ pub struct VmInfo {
     /// Whether a power cut loses what the guest did not flush, as
     /// [`VmBuilder::durable`](crate::VmBuilder::durable) says.
     pub durable: bool,
+    /// The directories of the host that it has.
+    pub fixtures: Vec<Fixture>,
     /// The user commands run as.
     pub user: String,
     /// When it was created, RFC 3339 in UTC.

@@ -116,6 +116,12 @@ fn content_is_taken_at_each_start_and_a_directory_that_is_gone_is_told() {
     let cat = ["ssh", "web", "--", "cat /srv/site/file"];
     lab.home.ok(up("web", &lab.at("site", "/srv/site")));
     assert_eq!(lab.home.ok(cat), "one\n");
+    let listed = lab.home.ok(["ls", "-o", "json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(
+        listed[0]["fixtures"],
+        serde_json::json!([{ "host": dir, "guest": "/srv/site", "preserve_modes": false }])
+    );
     std::fs::write(dir.join("file"), "two\n").unwrap();
     lab.home.ok(["up", "web"]);
     assert_eq!(lab.home.ok(cat), "one\n", "it runs");

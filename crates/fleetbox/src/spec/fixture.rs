@@ -56,6 +56,21 @@ impl Fixture {
     pub fn preserve_modes(self) -> Self {
         Self { preserve_modes: true, ..self }
     }
+
+    /// The directory of the host, as it was given; of a VM that is there, absolute.
+    pub fn host(&self) -> &Path {
+        &self.host
+    }
+
+    /// Where guests have it.
+    pub fn guest(&self) -> &str {
+        &self.guest
+    }
+
+    /// Whether permission bits are [kept](Self::preserve_modes).
+    pub fn preserves_modes(&self) -> bool {
+        self.preserve_modes
+    }
 }
 
 impl<H: Into<PathBuf>, G: Into<String>> From<(H, G)> for Fixture {
@@ -102,6 +117,12 @@ impl FixtureSpec {
         // What cannot be made absolute is refused as it is.
         let host = std::path::absolute(&host).unwrap_or(host);
         Self { host, guest: tidy(&guest), preserve_modes }
+    }
+
+    /// As it was asked for; none for a drive that waits.
+    pub(crate) fn asked(&self) -> Option<Fixture> {
+        let Self { host, guest, preserve_modes } = self.clone();
+        (!self.is_blank()).then_some(Fixture { host, guest, preserve_modes })
     }
 
     /// A drive for a fixture that is not known yet.
