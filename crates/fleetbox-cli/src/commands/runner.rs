@@ -75,9 +75,14 @@ async fn explain(vm: &Vm, program: &Path, guest: &str) -> Result<(), Error> {
     let output = vm.command("ldd").arg(guest).output().await?;
     let said = [output.stdout_text(), output.stderr_text()].join("\n");
     if let Some(line) = said.lines().find(|line| line.contains("not found")) {
+        let hint = if line.trim_start().starts_with("libstd-") {
+            "it needs cargo's own toolchain, as tests of a crate of procedural macros do: leave that crate out \
+             (`--exclude`)"
+        } else {
+            "use an image as new as this host, or build for x86_64-unknown-linux-musl"
+        };
         render::complain_text(&format!(
-            "{} does not start in the guest: {}\nhint: use an image as new as this host, or build for \
-             x86_64-unknown-linux-musl",
+            "{} does not start in the guest: {}\nhint: {hint}",
             program.display(),
             fleetbox::harmless(line.trim().as_bytes())
         ));
