@@ -40,7 +40,19 @@ pub(in crate::bench) fn three(stage: &Stage) -> Outcome<Vec<Row>> {
     };
     let runs = stage.runs_or(RUNS);
     let (three, one) = side_by_side(runs, |run| cluster(run, 3), |run| cluster(run, 1))?;
-    let note = "a cluster of three made warm, until each had its first output, against one of one";
+    let spent = stage.wait(async {
+        let (vm, _) = started(&machine_name("spentx")).await?;
+        let spent = processor_seconds(&vm)?;
+        vm.destroy().await?;
+        Ok(spent)
+    })?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    #[expect(clippy::cast_precision_loss, reason = "a handful")]
+    let least = (3.0 * spent / cores as f64).max(one) / one;
+    let note = format!(
+        "a cluster of three made warm, until each had its first output, against one of one; the monitor of \
+         one has spent {spent:.1} s of processors by then, so on {cores} the ratio is {least:.1} at best"
+    );
     let bound = Bound::TimesAsLong(2.2);
     Ok(vec![Row::new("fork-three", (three, Some(one)), "s", bound, runs, note)])
 }
@@ -67,21 +79,36 @@ pub(in crate::bench) fn memory(stage: &Stage) -> Outcome<Vec<Row>> {
 
 /// The proportional share of the host's memory that the VM's monitor has.
 fn pss_mib(vm: &Vm) -> Outcome<f64> {
-    let log = vm.console_path().with_file_name("vmm.log").display().to_string();
-    let console = vm.console_path().display().to_string();
+    let text = of_monitor(vm, "smaps_rollup")?;
+    let pss = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let kib = pss.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
+    kib.map(|kib| kib / 1024.0).ok_or_else(|| Failure::new("there is no Pss"))
+}
+
+/// What the VM's monitor has had of the host's processors, in user and in kernel (proc(5)).
+fn processor_seconds(vm: &Vm) -> Outcome<f64> {
+    let text = of_monitor(vm, "stat")?;
+    let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let ticks: Vec<f64> = fields.skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+    match ticks.as_slice() {
+        // A hundred a second on every Linux, whatever the kernel itself counts by.
+        [user, kernel] => Ok((user + kernel) / 100.0),
+        _ => Err(Failure::new("there is no time of processors")),
+    }
+}
+
+/// That file in /proc of the VM's monitor.
+fn of_monitor(vm: &Vm, file: &str) -> Outcome<String> {
+    let console = format!("path={}", vm.console_path().display());
     let processes = std::fs::read_dir("/proc").map_err(Failure::io("list", "/proc".as_ref()))?;
     for process in processes.flatten() {
         let told = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-        let told = String::from_utf8_lossy(&told);
-        if told.contains(&format!("path={console}")) {
-            let rollup = process.path().join("smaps_rollup");
-            let text = std::fs::read_to_string(&rollup).map_err(Failure::io("read", &rollup))?;
-            let pss = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-            let kib = pss.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
-            return kib.map(|kib| kib / 1024.0).ok_or_else(|| Failure::new("there is no Pss"));
+        if String::from_utf8_lossy(&told).contains(&console) {
+            let path = process.path().join(file);
+            return std::fs::read_to_string(&path).map_err(Failure::io("read", &path));
         }
     }
-    Err(Failure::new(format!("the monitor that writes {log} is not there")))
+    Err(Failure::new(format!("the monitor of {} is not there", vm.name())))
 }
 
 pub(in crate::bench) fn pause(stage: &Stage) -> Outcome<Vec<Row>> {
