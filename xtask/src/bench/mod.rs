@@ -19,6 +19,7 @@ mod ssh;
 mod stage;
 mod start;
 mod testing;
+mod user;
 mod warm;
 
 use std::path::Path;

@@ -2,7 +2,6 @@
 //! first build does. It must not know what a bundle has in it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -11,6 +10,7 @@ use fleetbox::testing::Test;
 
 use super::report::{Bound, Row};
 use super::stage::{IMAGE, Stage};
+use super::user::{Crate, Dependency};
 use crate::failure::{Failure, Outcome};
 use crate::process;
 
@@ -69,34 +69,15 @@ pub(super) fn bundle(stage: &Stage) -> Outcome<Vec<Row>> {
 
 /// A new crate with nothing but the dependency, built for tests, everything fetched before.
 pub(super) fn build(stage: &Stage) -> Outcome<Vec<Row>> {
-    let ours = stage.root.join("crates/fleetbox");
-    let ours = first_build(stage, &["--path", &ours.to_string_lossy()])?;
-    let peer = first_build(stage, &[PEER])?;
+    let first = |name: &str, dependency: &Dependency| -> Outcome<f64> {
+        let new = Crate::new(stage, name, dependency)?;
+        let began = Instant::now();
+        new.build()?;
+        Ok(began.elapsed().as_secs_f64())
+    };
+    let ours = first("build-ours", &Dependency::Ours)?;
+    let peer = first("build-peer", &Dependency::Published(PEER))?;
     let note = format!("debug, from nothing, of an empty crate; peer: {PEER}");
     let bound = Bound::TimesAsLong(1.0);
     Ok(vec![Row::new("test-build", (ours, Some(peer)), "s", bound, 1, note)])
-}
-
-fn first_build(stage: &Stage, dependency: &[&str]) -> Outcome<f64> {
-    let place = stage.file(&format!("first{}", dependency.len()));
-    std::fs::create_dir(&place).map_err(Failure::io("make", &place))?;
-    let run = |words: &[&str]| {
-        let mut cargo = process::cargo(&place);
-        cargo.args(words);
-        process::run(&mut cargo).map(drop)
-    };
-    run(&["init", "--quiet", "--lib", "--vcs", "none", "--name", "first"])?;
-    isolate(&place)?;
-    run(&[&["add", "--quiet", "--dev"], dependency].concat())?;
-    run(&["fetch", "--quiet"])?;
-    let began = Instant::now();
-    run(&["build", "--quiet", "--tests"])?;
-    Ok(began.elapsed().as_secs_f64())
-}
-
-/// It lies within another workspace's directory.
-fn isolate(dir: &Path) -> Outcome<()> {
-    let manifest = dir.join("Cargo.toml");
-    let text = std::fs::read_to_string(&manifest).map_err(Failure::io("read", &manifest))?;
-    std::fs::write(&manifest, text + "\n[workspace]\n").map_err(Failure::io("write", &manifest))
 }

@@ -1,0 +1,88 @@
+//! Owns a user's new crate: empty, with one dependency for its tests. It must not measure.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::stage::Stage;
+use crate::failure::{Failure, Outcome};
+use crate::process;
+
+/// What is compared, as a user adds it.
+pub(super) enum Dependency {
+    /// The library of this workspace.
+    Ours,
+    /// As `cargo add` takes it.
+    Published(&'static str),
+}
+
+/// A crate in a directory of the stage, with everything fetched.
+pub(super) struct Crate {
+    dir: PathBuf,
+}
+
+impl Crate {
+    pub(super) fn new(stage: &Stage, name: &str, dependency: &Dependency) -> Outcome<Self> {
+        let new = Self { dir: stage.file(name) };
+        std::fs::create_dir(&new.dir).map_err(Failure::io("make", &new.dir))?;
+        new.cargo(&["init", "--quiet", "--lib", "--vcs", "none", "--name", "first"])?;
+        isolate(&new.dir)?;
+        let library = stage.root.join("crates/fleetbox");
+        match dependency {
+            Dependency::Ours => {
+                new.cargo(&["add", "--quiet", "--dev", "--path", &library.to_string_lossy()])?;
+            }
+            Dependency::Published(name) => {
+                new.cargo(&["add", "--quiet", "--dev", name])?;
+            }
+        }
+        new.cargo(&["fetch", "--quiet"])?;
+        Ok(new)
+    }
+
+    /// Builds its tests, in debug.
+    pub(super) fn build(&self) -> Outcome<()> {
+        self.cargo(&["build", "--quiet", "--tests"]).map(drop)
+    }
+
+    /// How many packages, by name and version, are built for it on this host.
+    pub(super) fn packages(&self) -> Outcome<u32> {
+        let tree = self.cargo(&["tree", "--prefix", "none", "--no-dedupe"])?;
+        Ok(count(&tree))
+    }
+
+    fn cargo(&self, words: &[&str]) -> Outcome<String> {
+        let output = process::run(process::cargo(&self.dir).args(words))?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// It lies within another workspace's directory.
+fn isolate(dir: &Path) -> Outcome<()> {
+    let manifest = dir.join("Cargo.toml");
+    let text = std::fs::read_to_string(&manifest).map_err(Failure::io("read", &manifest))?;
+    std::fs::write(&manifest, text + "\n[workspace]\n").map_err(Failure::io("write", &manifest))
+}
+
+/// The lines of a tree but for the user's own crate's and the words between them.
+fn count(tree: &str) -> u32 {
+    let packages: BTreeSet<(&str, &str)> = tree
+        .lines()
+        .filter(|line| !line.starts_with('['))
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, rest)| (name, rest.split(' ').next().unwrap_or(rest)))
+        .filter(|(name, _)| *name != "first")
+        .collect();
+    u32::try_from(packages.len()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_count_repetitions_and_the_users_own_do_not() {
+        let tree = "first v0.1.0 (/x)\n[dev-dependencies]\nsyn v2.0.1\nsyn v2.0.1\nsyn v1.0.9\n\
+                    fleetbox-macros v0.1.0 (proc-macro) (/x)\n\nctor v1.0.0 (proc-macro)\n";
+        assert_eq!(count(tree), 4);
+    }
+}
