@@ -5,8 +5,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::BootStage;
 use super::cause::{Shown, Suspicion};
-use super::{BootStage, marks};
+use super::marks::{self, LastWord};
 use crate::console::{self, uncoloured};
 use crate::progress::Stage;
 
@@ -25,6 +26,10 @@ pub(crate) struct Follower {
     stage: Stage,
     seen: Vec<BootStage>,
     suspicion: Suspicion,
+    /// That there is no more to this boot.
+    last_word: Option<LastWord>,
+    /// When something was read the last time.
+    heard: Instant,
 }
 
 impl Follower {
@@ -37,6 +42,8 @@ impl Follower {
             stage: Stage::Firmware,
             seen: Vec::new(),
             suspicion: Suspicion::default(),
+            last_word: None,
+            heard: Instant::now(),
         }
     }
 
@@ -59,6 +66,23 @@ impl Follower {
         self.suspicion.is_over()
     }
 
+    /// Whether the boot is over, and nothing was said for so long.
+    pub(crate) fn rests_for(&self, time: Duration) -> bool {
+        self.has_finished() && self.heard.elapsed() >= time
+    }
+
+    /// Whether the boot came to its end, well or not.
+    pub(crate) fn has_finished(&self) -> bool {
+        match self.last_word {
+            None => false,
+            Some(LastWord::CloudInit) => true,
+            Some(LastWord::Login) => {
+                let cloud_init = [Stage::CloudInitLocal, Stage::CloudInit];
+                !self.seen.iter().any(|seen| cloud_init.contains(&seen.stage))
+            }
+        }
+    }
+
     pub(crate) fn has_read_nothing(&self) -> bool {
         self.offset == 0
     }
@@ -67,10 +91,14 @@ impl Follower {
     pub(crate) fn advance(&mut self) -> io::Result<Option<Stage>> {
         let before = self.stage;
         let bytes = console::from(&self.path, &mut self.offset, READ_BYTES_MAX)?;
+        if !bytes.is_empty() {
+            self.heard = Instant::now();
+        }
         self.take(&bytes);
         // A shell's prompt ends no line.
         let prompt = String::from_utf8_lossy(&self.rest).into_owned();
         self.suspicion.look(&prompt);
+        self.last_word = self.last_word.max(marks::last_word(&prompt));
         Ok((self.stage != before).then_some(self.stage))
     }
 
@@ -89,7 +117,12 @@ impl Follower {
     fn line(&mut self, line: &str) {
         let line = &*uncoloured(line);
         self.suspicion.look(line);
+        self.last_word = self.last_word.max(marks::last_word(line.trim_end()));
         let Some(mark) = marks::mark(line) else { return };
+        if mark.stage == Stage::Kernel {
+            // It boots once more.
+            self.last_word = None;
+        }
         if self.seen.iter().any(|seen| seen.stage == mark.stage) {
             return;
         }
@@ -131,6 +164,27 @@ mod tests {
         assert_eq!(follower.seen().len(), 3);
         assert_eq!(follower.seen()[1].guest_clock, Some(Duration::from_secs(1)));
         assert!(!follower.is_over());
+    }
+
+    #[test]
+    fn a_boot_is_over_with_its_last_words_unless_another_begins() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let mut follower = Follower::new(file.path().to_owned());
+        let mut finished_after = |bytes: &[u8]| {
+            file.write_all(bytes).unwrap();
+            follower.advance().unwrap();
+            follower.has_finished()
+        };
+        assert!(!finished_after(
+            b"[ 0.0] Linux version 6.1\nDebian GNU/Linux 12 web ttyS0\n\nweb lo"
+        ));
+        assert!(finished_after(b"gin: "));
+        assert!(!finished_after(b"\nCloud-init v. 22.4.2 running 'modules:final' at x\n"));
+        assert!(!finished_after(b"[ 0.0] Linux version 6.1\n"));
+        assert!(finished_after(
+            b"[ 9.1] cloud-init[9]: Cloud-init v. 22.4.2 finished at x. Up 9.1 seconds\n"
+        ));
+        assert!(follower.rests_for(Duration::ZERO) && !follower.rests_for(Duration::from_mins(1)));
     }
 
     #[test]

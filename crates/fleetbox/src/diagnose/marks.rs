@@ -51,6 +51,23 @@ pub(super) fn mark(line: &str) -> Option<Mark> {
     Some(Mark { stage, guest: time(line) })
 }
 
+/// What says that there is no more to a boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum LastWord {
+    /// A console's login (agetty(8)), which may come while cloud-init is at work.
+    Login,
+    /// The end of cloud-init's last stage (`cloudinit/cmd/main.py`).
+    CloudInit,
+}
+
+/// Whether the line, or a prompt that ends none, is one.
+pub(super) fn last_word(line: &str) -> Option<LastWord> {
+    if line.contains("Cloud-init v. ") && line.contains(" finished at ") {
+        return Some(LastWord::CloudInit);
+    }
+    line.ends_with(" login: ").then_some(LastWord::Login)
+}
+
 /// `[    1.234567] …` of the kernel, or `… Up 15.02 seconds.` of cloud-init.
 fn time(line: &str) -> Option<Duration> {
     let kernel = || {
@@ -103,6 +120,16 @@ mod tests {
             assert_eq!(mark(line), Some(Mark { stage, guest }), "{line}");
         }
         assert_eq!(mark("[    1.0] random: crng init done"), None);
+    }
+
+    #[test]
+    fn a_boots_last_words_are_known() {
+        let end = "[ 9.1] cloud-init[9]: Cloud-init v. 22.4.2 finished at Mon, 01 Jan 2024. Up 9.1 seconds";
+        assert_eq!(last_word(end), Some(LastWord::CloudInit));
+        assert_eq!(last_word("node-1 login: "), Some(LastWord::Login));
+        for line in ["Cloud-init v. 22.4.2 running 'init'", "login: root\n", "finished at last"] {
+            assert_eq!(last_word(line), None, "{line}");
+        }
     }
 
     #[test]

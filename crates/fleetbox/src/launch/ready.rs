@@ -30,6 +30,11 @@ const LOGIN_WAIT: Duration = Duration::from_mins(1);
 const POLL_FIRST: Duration = Duration::from_millis(20);
 const POLL_LAST: Duration = Duration::from_millis(250);
 const LAST_WORDS_WAIT: Duration = Duration::from_millis(500);
+/// Once a boot is over and its console is silent for so long, who refuses us then does so for good. Emulated on
+/// a busy host an sshd may take some seconds to start.
+const REST: Duration = Duration::from_secs(30);
+/// A refusal is no older than this if one try follows another.
+const REFUSAL_AGE_MAX: Duration = Duration::from_secs(10);
 /// How much of its console the error of a failed boot keeps.
 const CONSOLE_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -88,7 +93,7 @@ pub(super) async fn wait(
     let outcome = tokio::select! {
         outcome = log_in(session, &refusal) => outcome,
         ended = machine_ended(vm, hold) => Err(ended),
-        () = follow(&mut follower, told) => Err(Error::new(ErrorKind::BootFailed, "come up")),
+        why = follow(&mut follower, told, &refusal) => Err(Error::new(ErrorKind::BootFailed, why)),
         () = tokio::time::sleep(limit) => Err(late(limit)),
     };
     match outcome {
@@ -123,6 +128,15 @@ pub(super) async fn answers(session: &Session, limit: Duration) -> Result<()> {
 struct Refusal {
     kind: ErrorKind,
     last: String,
+    at: Instant,
+}
+
+impl Refusal {
+    /// Whether it is one, and not just slow.
+    fn is_plain(&self) -> bool {
+        matches!(self.kind, ErrorKind::Connect | ErrorKind::Authentication)
+            && self.at.elapsed() < REFUSAL_AGE_MAX
+    }
 }
 
 #[derive(Default)]
@@ -152,7 +166,7 @@ async fn log_in(session: &Session, refusal: &LastTry) -> Result<()> {
             }
             Err(e) => {
                 tracing::debug!("not yet: {}", e.report());
-                refusal.set(Refusal { kind: e.kind(), last: e.report() });
+                refusal.set(Refusal { kind: e.kind(), last: e.report(), at: Instant::now() });
             }
         }
         tokio::time::sleep(pause).await;
@@ -172,8 +186,12 @@ async fn machine_ended(vm: &Name, hold: &mut Hold) -> Error {
     }
 }
 
-/// Follows the console, and returns when it says that the guest will not come up.
-async fn follow(follower: &mut Follower, mut told: Option<(&ProgressSink, &mut Timings)>) {
+/// Follows the console, and returns what the guest does not do as soon as that is certain.
+async fn follow(
+    follower: &mut Follower,
+    mut told: Option<(&ProgressSink, &mut Timings)>,
+    refusal: &LastTry,
+) -> &'static str {
     let mut pause = POLL_FIRST;
     loop {
         match follower.advance() {
@@ -192,7 +210,11 @@ async fn follow(follower: &mut Follower, mut told: Option<(&ProgressSink, &mut T
         }
         if follower.is_over() {
             // A kernel says more after the line that tells of its end.
-            return tokio::time::sleep(LAST_WORDS_WAIT).await;
+            tokio::time::sleep(LAST_WORDS_WAIT).await;
+            return "come up";
+        }
+        if follower.rests_for(REST) && refusal.get().is_some_and(|refusal| refusal.is_plain()) {
+            return "let us in, although its boot is over";
         }
         tokio::time::sleep(pause).await;
     }
@@ -252,7 +274,7 @@ impl Failed<'_> {
         }
         match self.refusal.as_ref()?.kind {
             // It may be on its way there yet.
-            _ if stage < Stage::CloudInit && !self.restored => None,
+            _ if stage < Stage::CloudInit && !self.restored && !follower.has_finished() => None,
             // A port that is shut or mute has an address; nobody at all has none.
             ErrorKind::Connect if self.is_unreachable() => Some(BootCause::NoAddress),
             _ => Some(BootCause::SshDown),
