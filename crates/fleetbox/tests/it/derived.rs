@@ -166,7 +166,7 @@ async fn a_machine_is_made_of_an_image_that_was_built_once() -> Result<()> {
     std::fs::write(site.join("index.html"), &name).unwrap();
     let image = || {
         Image::from("debian-12")
-            .memory_mib(1024)
+            .memory_mib(crate::MEMORY_MIB)
             .env("MARK", &name)
             .run("echo $MARK > /opt/mark; cat /etc/machine-id > /opt/id; hostname > /opt/host")
             .copy(&site, "/opt/site")
@@ -181,7 +181,7 @@ async fn a_machine_is_made_of_an_image_that_was_built_once() -> Result<()> {
 
     let small = Vm::builder(&name).image(&name).disk_gib(4).start().await.unwrap_err();
     assert!(small.report().contains("20 GiB or more"), "{}", small.report());
-    let vm = Vm::builder(&name).image(&name).memory_mib(1024).start().await?;
+    let vm = Vm::builder(&name).image(&name).memory_mib(crate::MEMORY_MIB).start().await?;
     fleetbox::images::remove(&again.reference, false).await?;
     assert_eq!(vm.ssh("cat /opt/mark /opt/site/index.html").await?, format!("{name}\n{name}"));
     assert_eq!(vm.ssh("cat /opt/who").await?, "root / root:root");

@@ -15,7 +15,7 @@ async fn told(part: &str, breaking: &str) -> Result<Option<BootCause>> {
     if !can_boot().await {
         return Ok(None);
     }
-    let vm = Vm::builder(unique(part)).memory_mib(768).warm(true).start().await?;
+    let vm = Vm::builder(unique(part)).memory_mib(crate::MEMORY_MIB).warm(true).start().await?;
     // With its disk gone the shell may not come to its end.
     vm.shell(format!("{breaking}; sync")).sudo().timeout(Duration::from_secs(30)).output().await?;
     vm.power_cut().await?;
@@ -152,7 +152,12 @@ async fn a_boot_that_goes_well_is_reported_too() -> Result<()> {
     if !can_boot().await {
         return Ok(());
     }
-    let vm = Vm::builder(unique("well")).memory_mib(768).ephemeral(true).warm(true).start().await?;
+    let vm = Vm::builder(unique("well"))
+        .memory_mib(crate::MEMORY_MIB)
+        .ephemeral(true)
+        .warm(true)
+        .start()
+        .await?;
     let report = vm.boot_report().await?;
     assert!(report.restored, "{report}");
     let stages: Vec<Stage> = report.stages.iter().map(|stage| stage.stage).collect();

@@ -11,7 +11,7 @@ use crate::require::can_boot;
 use crate::unique;
 
 async fn start(part: &str) -> Result<Vm> {
-    Vm::builder(unique(part)).memory_mib(768).ephemeral(true).warm(true).start().await
+    Vm::builder(unique(part)).memory_mib(crate::MEMORY_MIB).ephemeral(true).warm(true).start().await
 }
 
 /// Provokes it, and waits until it is found.
@@ -65,7 +65,7 @@ async fn a_bad_disk_is_found() -> Result<()> {
     // Only QEMU has bad disks.
     let vm = Vm::builder(unique("bad"))
         .backend(fleetbox::Backend::Qemu)
-        .memory_mib(768)
+        .memory_mib(crate::MEMORY_MIB)
         .ephemeral(true)
         .warm(true)
         .start()
@@ -143,7 +143,7 @@ fn a_guest_that_fills_its_disk_leaves_all_that_is_known() {
 #[ignore = "fails on purpose"]
 fn fills_its_disk() {
     let test = fleetbox::testing::Test::new("health::fills_its_disk");
-    test.vm(|vm| vm.memory_mib(768))
+    test.vm(|vm| vm.memory_mib(crate::MEMORY_MIB))
         .run(async |vm: Vm| -> Result<()> {
             vm.ssh("sudo fallocate -l $(df --output=avail -B1 / | tail -n 1) /big").await?;
             vm.ssh("sudo dd if=/dev/zero of=/more bs=1M status=none").await.map(drop)

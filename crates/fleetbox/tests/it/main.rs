@@ -3,7 +3,6 @@
 #![expect(clippy::print_stderr, reason = "a skipped test says why")]
 
 mod attribute;
-#[cfg(feature = "unstable-fake")]
 mod child;
 #[cfg(feature = "unstable-fake")]
 mod cluster;
@@ -28,6 +27,9 @@ mod testing;
 #[cfg(feature = "unstable-fake")]
 mod timeline;
 mod waits;
+
+/// What machines of tests have that need nothing else: of one kind, one is booted for all.
+const MEMORY_MIB: u32 = 1024;
 
 /// A name no other test, process or checkout uses.
 fn unique(part: &str) -> String {

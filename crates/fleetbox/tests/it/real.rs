@@ -16,7 +16,11 @@ async fn three_machines_start_at_once() -> Result<()> {
     let part = unique("three");
     let starts: Vec<_> = ["a", "b", "c"]
         .map(|n| {
-            Vm::builder(format!("{part}{n}")).memory_mib(768).ephemeral(true).warm(true).start()
+            Vm::builder(format!("{part}{n}"))
+                .memory_mib(crate::MEMORY_MIB)
+                .ephemeral(true)
+                .warm(true)
+                .start()
         })
         .into_iter()
         .map(tokio::spawn)

@@ -318,13 +318,17 @@ async fn a_guest_that_panics_fails_its_test_in_little_time() {
     let (said, took) = tokio::task::spawn_blocking(|| {
         let mut began = None;
         let said = failure(|| {
-            Test::new("testing::panics").vm(|vm| vm.memory_mib(768)).run(async |vm: Vm| {
-                vm.ssh("sudo sh -c '(sleep 0.2; echo c > /proc/sysrq-trigger) >/dev/null 2>&1 &'")
+            Test::new("testing::panics").vm(|vm| vm.memory_mib(crate::MEMORY_MIB)).run(
+                async |vm: Vm| {
+                    vm.ssh(
+                        "sudo sh -c '(sleep 0.2; echo c > /proc/sysrq-trigger) >/dev/null 2>&1 &'",
+                    )
                     .await
                     .unwrap();
-                vm.wait(fleetbox::wait::console("Kernel panic").unwrap()).await.unwrap();
-                began = Some(Instant::now());
-            });
+                    vm.wait(fleetbox::wait::console("Kernel panic").unwrap()).await.unwrap();
+                    began = Some(Instant::now());
+                },
+            );
         });
         (said, began.unwrap().elapsed())
     })

@@ -13,7 +13,7 @@ use crate::unique;
 const SOON: Duration = Duration::from_millis(300);
 
 async fn start(part: &str) -> Result<Vm> {
-    Vm::builder(unique(part)).memory_mib(768).ephemeral(true).warm(true).start().await
+    Vm::builder(unique(part)).memory_mib(crate::MEMORY_MIB).ephemeral(true).warm(true).start().await
 }
 
 fn late(error: &Error) -> String {

@@ -66,7 +66,8 @@ fn on(word: &str) {
 async fn start(backend: Backend) -> Result<Lab> {
     let name = unique("net");
     let warm = backend.capabilities().snapshot;
-    let cluster = Cluster::builder(&name).size(2).backend(backend).memory_mib(768).warm(warm);
+    let cluster =
+        Cluster::builder(&name).size(2).backend(backend).memory_mib(crate::MEMORY_MIB).warm(warm);
     let cluster = cluster.start().await?;
     let (a, b) = (cluster.vm(&format!("{name}-1"))?, cluster.vm(&format!("{name}-2"))?);
     for vm in [&a, &b] {
