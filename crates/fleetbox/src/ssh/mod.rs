@@ -27,7 +27,7 @@ mod tests;
 pub use child::{Child, ChildStderr, ChildStdin, ChildStdout};
 pub(crate) use command::ssh;
 pub use command::{Command, Signal, Stdio, Terminal};
-#[cfg(test)]
+#[cfg(all(test, feature = "unstable-fake"))]
 pub(crate) use connection::Dial;
 pub(crate) use connection::Target;
 pub use output::{ExitStatus, Output};

@@ -128,7 +128,7 @@ impl Session {
     }
 
     /// Connects unless a live connection is there.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "unstable-fake"))]
     pub(crate) async fn connect(&self) -> Result<()> {
         self.try_connect(CONNECT_TIMEOUT).await
     }

@@ -1,7 +1,5 @@
 //! `#[fleetbox::test]` from the outside. Run with `FLEETBOX_BACKEND=fake` it needs no machine.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use fleetbox::{State, Vm};
 
 #[fleetbox::test(memory_mib = 1024)]
@@ -40,6 +38,7 @@ fn gone_after(body: impl AsyncFnOnce(Vm) + 'static) -> bool {
 #[cfg(feature = "unstable-fake")]
 #[test]
 fn the_machine_is_destroyed_after_success_and_after_a_panic() {
+    use std::sync::atomic::{AtomicBool, Ordering};
     static RAN: AtomicBool = AtomicBool::new(false);
     assert!(gone_after(async |_| RAN.store(true, Ordering::Relaxed)));
     assert!(RAN.load(Ordering::Relaxed));

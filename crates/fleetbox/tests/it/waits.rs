@@ -10,6 +10,7 @@ use fleetbox::{Error, ErrorKind, Result, Vm};
 use crate::require::can_boot;
 use crate::unique;
 
+#[cfg(feature = "unstable-fake")]
 const SOON: Duration = Duration::from_millis(300);
 
 async fn start(part: &str) -> Result<Vm> {
