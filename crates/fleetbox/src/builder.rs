@@ -223,7 +223,7 @@ impl VmBuilder {
 
     /// How long the guest may take until it answers; by default `FLEETBOX_IP_WAIT_TIMEOUT`, else
     /// three minutes with KVM and ten without. It counts from the guest's own boot: waiting for memory is
-    /// not in it.
+    /// not in it. A boot that cannot come up any more is given up earlier.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
