@@ -1,11 +1,15 @@
 //! Owns a user's new crate: empty, with one dependency for its tests. It must not measure.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::stage::Stage;
 use crate::failure::{Failure, Outcome};
 use crate::process;
+
+/// It lies within another workspace's directory, of which `cargo init` would make it a member.
+const MANIFEST: &str =
+    "[package]\nname = \"first\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[workspace]\n";
 
 /// What is compared, as a user adds it.
 pub(super) enum Dependency {
@@ -23,9 +27,8 @@ pub(super) struct Crate {
 impl Crate {
     pub(super) fn new(stage: &Stage, name: &str, dependency: &Dependency) -> Outcome<Self> {
         let new = Self { dir: stage.file(name) };
-        std::fs::create_dir(&new.dir).map_err(Failure::io("make", &new.dir))?;
-        new.cargo(&["init", "--quiet", "--lib", "--vcs", "none", "--name", "first"])?;
-        isolate(&new.dir)?;
+        new.write("Cargo.toml", MANIFEST)?;
+        new.write("src/lib.rs", "")?;
         let library = stage.root.join("crates/fleetbox");
         match dependency {
             Dependency::Ours => {
@@ -50,17 +53,17 @@ impl Crate {
         Ok(count(&tree))
     }
 
+    fn write(&self, name: &str, text: &str) -> Outcome<()> {
+        let path = self.dir.join(name);
+        let dir = path.parent().unwrap_or(&self.dir);
+        std::fs::create_dir_all(dir).map_err(Failure::io("make", dir))?;
+        std::fs::write(&path, text).map_err(Failure::io("write", &path))
+    }
+
     fn cargo(&self, words: &[&str]) -> Outcome<String> {
         let output = process::run(process::cargo(&self.dir).args(words))?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
-}
-
-/// It lies within another workspace's directory.
-fn isolate(dir: &Path) -> Outcome<()> {
-    let manifest = dir.join("Cargo.toml");
-    let text = std::fs::read_to_string(&manifest).map_err(Failure::io("read", &manifest))?;
-    std::fs::write(&manifest, text + "\n[workspace]\n").map_err(Failure::io("write", &manifest))
 }
 
 /// The lines of a tree but for the user's own crate's and the words between them.
