@@ -61,7 +61,9 @@ impl Crate {
     }
 
     fn cargo(&self, words: &[&str]) -> Outcome<String> {
-        let output = process::run(process::cargo(&self.dir).args(words))?;
+        // As cargo builds whatever comes from a registry, which ours here does not.
+        let mut cargo = process::cargo(&self.dir);
+        let output = process::run(cargo.env("CARGO_INCREMENTAL", "0").args(words))?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
