@@ -37,6 +37,7 @@ fn ls_has_a_table_names_and_json_rows() {
         "disk_gib",
         "nested_virt",
         "durable",
+        "fixtures",
         "host_address",
         "created_at",
     ];
