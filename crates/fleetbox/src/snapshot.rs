@@ -26,7 +26,7 @@ use crate::store::lock;
 use crate::store::paths::{Paths, SnapshotPaths};
 use crate::store::record::SnapshotOf;
 use crate::store::snapshot::SnapshotRecord;
-use crate::store::whole::HALF_MADE;
+use crate::store::whole::{GONE, HALF_MADE};
 use crate::vm::Vm;
 
 /// Saved machines: the disk, memory and processors of one running VM, or of all members of a cluster at
@@ -319,9 +319,6 @@ pub(crate) fn remove(paths: &SnapshotPaths) -> Result<()> {
     }
     remove_dir(&gone)
 }
-
-/// What a snapshot is called while it is removed.
-const GONE: &str = ".gone-";
 
 fn remove_dir(dir: &Path) -> Result<()> {
     match std::fs::remove_dir_all(dir) {

@@ -2,11 +2,10 @@
 
 use super::report::{Bound, Row};
 use super::stage::Stage;
-use super::user::{Crate, Dependency};
+use super::user::{Crate, Dependency, PEER};
 use crate::failure::Outcome;
 
-/// The bound's peer, and another that boots machines for tests.
-const PEER: &str = "testcontainers@0.28";
+/// Boots machines for tests, too.
 const OTHER: &str = "qlean";
 
 pub(super) fn crates(stage: &Stage) -> Outcome<Vec<Row>> {

@@ -10,12 +10,9 @@ use fleetbox::testing::Test;
 
 use super::report::{Bound, Row};
 use super::stage::{IMAGE, Stage};
-use super::user::{Crate, Dependency};
+use super::user::{Crate, Dependency, PEER};
 use crate::failure::{Failure, Outcome};
 use crate::process;
-
-/// With which fleetbox is compared, as a dependency of tests.
-const PEER: &str = "testcontainers@0.28";
 
 /// A test of the fake backend with an empty body, against its machine's start and end alone.
 pub(super) fn overhead(stage: &Stage) -> Outcome<Vec<Row>> {

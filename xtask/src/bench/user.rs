@@ -11,6 +11,9 @@ use crate::process;
 const MANIFEST: &str =
     "[package]\nname = \"first\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[workspace]\n";
 
+/// With what the library is compared, as a dependency of tests.
+pub(super) const PEER: &str = "testcontainers@0.28";
+
 /// What is compared, as a user adds it.
 pub(super) enum Dependency {
     /// The library of this workspace.

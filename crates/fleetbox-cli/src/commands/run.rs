@@ -24,7 +24,7 @@ pub(super) async fn run(args: Run) -> Outcome {
     outcome
 }
 
-/// One word may be a whole line of shell; several arrive as they are. None of them ask for a shell.
+/// One word may be a whole line of shell; several arrive as they are. Without any it is a shell.
 fn command(vm: &Vm, words: &[String]) -> Option<Command> {
     match words {
         [] => None,

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::store::lock;
 use crate::store::paths::ClusterPaths;
 use crate::store::record::VmRecord;
-use crate::store::whole::HALF_MADE;
+use crate::store::whole::{GONE, HALF_MADE};
 
 /// Waits for the holder to end in whatever way and tidies up after it.
 pub(super) fn ward(dir: &ClusterPaths, label: &str, holder: Pid) {
@@ -134,7 +134,7 @@ fn remove_half_made(dir: &ClusterPaths) -> Result<Vec<PathBuf>> {
     for entry in read.flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        let half_made = name.starts_with(HALF_MADE) || name.starts_with(".gone-");
+        let half_made = name.starts_with(HALF_MADE) || name.starts_with(GONE);
         if half_made && entry.file_type().is_ok_and(|t| t.is_dir()) {
             let path = entry.path();
             std::fs::remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::CachedImage;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Arch;
+use crate::store::lock;
 use crate::store::paths::Paths;
 use crate::store::whole::{HALF_MADE, make_private_dir, write_atomic};
 
@@ -205,6 +206,19 @@ struct BackedBy {
 /// Every cached disk, newest snapshot of a name first.
 pub(super) fn all(paths: &Paths) -> Vec<(Slot, Record)> {
     scan(paths, "")
+}
+
+/// Removes those that are outdated, unless a VM needs them or somebody works on them.
+pub(super) fn forget(paths: &Paths, is_outdated: impl Fn(&Slot, &Record) -> bool) -> Result<()> {
+    for (slot, record) in all(paths) {
+        if is_outdated(&slot, &record)
+            && slot.users(paths).is_empty()
+            && let Some(_held) = lock::try_lock(&slot.lock())?
+        {
+            slot.remove(paths)?;
+        }
+    }
+    Ok(())
 }
 
 /// The newest built or imported image of this name and architecture.

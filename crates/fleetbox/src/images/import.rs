@@ -54,19 +54,12 @@ pub(super) async fn import_at(
 
 /// Removes local images that a newer one of the same name replaces, unless a VM needs them.
 pub(super) fn forget_older(paths: &Paths, alias: &str, arch: Arch, newest: &Slot) -> Result<()> {
-    for (slot, record) in cache::all(paths) {
-        let is_local = matches!(record.origin, Origin::Built | Origin::Imported);
-        if is_local
+    cache::forget(paths, |slot, record| {
+        matches!(record.origin, Origin::Built | Origin::Imported)
             && record.reference == alias
             && record.arch == arch
             && slot.raw() != newest.raw()
-            && slot.users(paths).is_empty()
-            && let Some(_held) = lock::try_lock(&slot.lock())?
-        {
-            slot.remove(paths)?;
-        }
-    }
-    Ok(())
+    })
 }
 
 /// A name stands for one image: a derived one's would hide another.

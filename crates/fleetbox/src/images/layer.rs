@@ -37,8 +37,6 @@ pub(super) use self::remove::{remove, remove_on_image};
 const FORMAT: u32 = 1;
 /// Digits of a key that are shown.
 const SHOWN_DIGITS: usize = 16;
-/// What a layer is called while it goes.
-const GONE: &str = ".gone-";
 
 /// The layer that one step left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -214,17 +214,11 @@ async fn resolve_path(
 
 /// Removes what was unpacked from an earlier state of the file, unless a VM needs it.
 fn forget_outdated(paths: &Paths, reference: &str, current: &Slot) -> Result<()> {
-    for (slot, record) in cache::all(paths) {
-        if record.origin == Origin::Unpacked
+    cache::forget(paths, |slot, record| {
+        record.origin == Origin::Unpacked
             && record.reference == reference
             && slot.raw() != current.raw()
-            && slot.users(paths).is_empty()
-            && let Some(_held) = lock::try_lock(&slot.lock())?
-        {
-            slot.remove(paths)?;
-        }
-    }
-    Ok(())
+    })
 }
 
 /// The absolute path of a readable, non-empty regular file.

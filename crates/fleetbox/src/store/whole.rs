@@ -10,6 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// What the names of files and directories begin with until they are whole.
 pub(crate) const HALF_MADE: &str = ".new-";
+/// And while they go.
+pub(crate) const GONE: &str = ".gone-";
 
 /// Makes `dir` and its parents readable by their owner only.
 pub(crate) fn make_private_dir(dir: &Path) -> Result<()> {

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::name::{PREFIX, key_of, names};
-use super::{GONE, Layer, all, bytes, dir, keys, lock_path};
+use super::{Layer, all, bytes, dir, keys, lock_path};
 use crate::error::Result;
 use crate::images::cache::absent_is_fine;
 use crate::spec::Arch;
 use crate::store::lock;
 use crate::store::paths::Paths;
 use crate::store::record;
-use crate::store::whole::HALF_MADE;
+use crate::store::whole::{GONE, HALF_MADE};
 
 /// Removes what lies on the raw image at `path`, of no use without it.
 pub(in crate::images) async fn remove_on_image(paths: &Paths, path: &Path) -> Result<u64> {

@@ -6,6 +6,7 @@ use crate::spec::VmSpec;
 use crate::store::lock;
 use crate::store::paths::MemberPaths;
 use crate::store::record::VmRecord;
+use crate::store::whole::GONE;
 
 const ARCH: Arch = Arch::X86_64;
 
