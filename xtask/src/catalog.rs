@@ -8,17 +8,15 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::ops::Range;
 use std::path::Path;
 
-use serde::Deserialize;
-use toml::Spanned;
+use serde::{Deserialize, Serialize};
 
 use self::publisher::Release;
 use self::site::Site;
 use crate::failure::{Failure, Outcome};
 
-const CATALOG: &str = "crates/fleetbox/src/images/catalog.toml";
+const CATALOG: &str = "crates/fleetbox/src/images/catalog.json";
 
 /// What to refresh.
 #[derive(Debug, Default, clap::Args)]
@@ -34,22 +32,25 @@ pub(crate) struct Args {
     mirror: Option<String>,
 }
 
-/// One distribution, its values with their places in the file.
-#[derive(Debug, Deserialize)]
+/// By alias, in the file's order.
+type Catalog = BTreeMap<String, Entry>;
+
+/// One distribution. It has no other fields, so writing it loses none.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 struct Entry {
-    snapshot: Spanned<String>,
+    synonym: String,
+    snapshot: String,
     amd64: Pinned,
     arm64: Pinned,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 struct Pinned {
-    url: Spanned<String>,
-    sha256: Spanned<String>,
+    url: String,
+    sha256: String,
 }
-
-/// A string of the file and what stands there instead.
-type Edit = (Range<usize>, String);
 
 /// Refreshes; false if it was only to be checked and something newer is published.
 pub(crate) fn run(root: &Path, args: &Args) -> Outcome<bool> {
@@ -58,65 +59,61 @@ pub(crate) fn run(root: &Path, args: &Args) -> Outcome<bool> {
 
 fn refresh(file: &Path, args: &Args, out: &mut impl Write) -> Outcome<bool> {
     let text = std::fs::read_to_string(file).map_err(Failure::io("read", file))?;
-    let entries: BTreeMap<String, Entry> = toml::from_str(&text)
+    let mut catalog: Catalog = serde_json::from_str(&text)
         .map_err(|e| Failure::new(format!("failed to read {}: {e}", file.display())))?;
     let site = Site::new(args.mirror.as_deref())?;
-    let mut edits = Vec::new();
     let mut current = true;
-    for (alias, entry) in chosen(&entries, &args.aliases)? {
-        let old = entry.snapshot.get_ref();
-        let urls = [&entry.amd64, &entry.arm64].map(|pinned| pinned.url.get_ref().as_str());
-        let said = match publisher::newer(&site, old, urls)? {
+    for (alias, entry) in chosen(&mut catalog, &args.aliases)? {
+        let urls = [&entry.amd64, &entry.arm64].map(|pinned| pinned.url.as_str());
+        let said = match publisher::newer(&site, &entry.snapshot, urls)? {
             None => format!("{alias}: unchanged"),
             Some(release) => {
                 current = false;
+                let said = format!("{alias}: {} → {}", entry.snapshot, release.snapshot);
                 if !args.check {
-                    edits.extend(edits_of(entry, &site, &release)?);
+                    entry.pin(&site, release)?;
                 }
-                format!("{alias}: {old} → {}", release.snapshot)
+                said
             }
         };
         writeln!(out, "{said}").map_err(|e| Failure::new(format!("failed to print: {e}")))?;
     }
-    if !edits.is_empty() {
-        write(file, &edited(text, edits)).map_err(Failure::io("write", file))?;
+    if !current && !args.check {
+        write(file, &written(&catalog)?).map_err(Failure::io("write", file))?;
     }
     Ok(current || !args.check)
 }
 
 /// The entries asked for, in the file's order.
 fn chosen<'a>(
-    entries: &'a BTreeMap<String, Entry>,
+    catalog: &'a mut Catalog,
     aliases: &[String],
-) -> Outcome<Vec<(&'a String, &'a Entry)>> {
-    if let Some(unknown) = aliases.iter().find(|alias| !entries.contains_key(*alias)) {
-        let known: Vec<&str> = entries.keys().map(String::as_str).collect();
+) -> Outcome<Vec<(&'a String, &'a mut Entry)>> {
+    if let Some(unknown) = aliases.iter().find(|alias| !catalog.contains_key(*alias)) {
+        let known: Vec<&str> = catalog.keys().map(String::as_str).collect();
         return Err(Failure::new(format!("failed to find {unknown} in the catalog"))
             .hint(format!("it has {}", known.join(", "))));
     }
-    let mut entries: Vec<_> =
-        entries.iter().filter(|(alias, _)| aliases.is_empty() || aliases.contains(alias)).collect();
-    entries.sort_by_key(|(_, entry)| entry.snapshot.span().start);
-    Ok(entries)
+    let all = catalog.iter_mut();
+    Ok(all.filter(|(alias, _)| aliases.is_empty() || aliases.contains(alias)).collect())
 }
 
-fn edits_of(entry: &Entry, site: &Site, release: &Release) -> Outcome<Vec<Edit>> {
-    let mut edits = vec![(entry.snapshot.span(), release.snapshot.clone())];
-    for (pinned, file) in [&entry.amd64, &entry.arm64].into_iter().zip(&release.files) {
-        edits.push((pinned.url.span(), file.url.clone()));
-        edits.push((pinned.sha256.span(), file.sha256(site)?));
+impl Entry {
+    fn pin(&mut self, site: &Site, release: Release) -> Outcome<()> {
+        for (pinned, file) in [&mut self.amd64, &mut self.arm64].into_iter().zip(release.files) {
+            pinned.sha256 = file.sha256(site)?;
+            pinned.url = file.url;
+        }
+        self.snapshot = release.snapshot;
+        Ok(())
     }
-    Ok(edits)
 }
 
-/// The text with each edit in its place; none overlap.
-fn edited(mut text: String, mut edits: Vec<Edit>) -> String {
-    edits.sort_by_key(|(place, _)| std::cmp::Reverse(place.start));
-    for (place, value) in edits {
-        // Neither snapshots nor URLs nor checksums have anything to escape: `publisher` checks.
-        text.replace_range(place, &format!("\"{value}\""));
-    }
-    text
+/// The catalog as its file has it.
+fn written(catalog: &Catalog) -> Outcome<String> {
+    let text = serde_json::to_string_pretty(catalog)
+        .map_err(|e| Failure::new(format!("failed to write the catalog down: {e}")))?;
+    Ok(text + "\n")
 }
 
 fn write(file: &Path, text: &str) -> std::io::Result<()> {

@@ -30,7 +30,7 @@ enum Task {
     Tidy,
     /// Measure figures side by side with their peers; writes target/bench.json
     Bench(bench::Args),
-    /// Pin the newest published images in crates/fleetbox/src/images/catalog.toml
+    /// Pin the newest published images in crates/fleetbox/src/images/catalog.json
     Catalog(catalog::Args),
     /// Run fleetbox's own tests on a working KVM, inside a machine that fleetbox emulates
     Nested(nested::Args),

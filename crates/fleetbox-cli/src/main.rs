@@ -90,13 +90,17 @@ pub(crate) async fn interrupted() {
 fn start_log(verbose: u8) {
     let level = match verbose {
         0 => return,
-        1 => tracing::Level::INFO,
-        2 => tracing::Level::DEBUG,
-        _ => tracing::Level::TRACE,
+        1 => log::LevelFilter::Info,
+        2 => log::LevelFilter::Debug,
+        _ => log::LevelFilter::Trace,
     };
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(level)
-        .with_ansi(false)
+    env_logger::Builder::new()
+        .filter_module("fleetbox", level)
+        .format(|out, record| {
+            use std::io::Write;
+            let time = humantime::format_rfc3339_micros(std::time::SystemTime::now());
+            let (level, target) = (record.level(), record.target());
+            writeln!(out, "{time} {level:>5} {target}: {}", record.args())
+        })
         .init();
 }

@@ -44,6 +44,7 @@ mod backend;
 mod net;
 mod store;
 mod ssh;
+mod http;
 mod console;
 mod diagnose;
 mod health;

@@ -133,7 +133,7 @@ impl ProgressSink {
     /// A note is also a warning in the log, for users without a sink.
     pub(crate) fn note(&self, text: impl Into<String>) {
         let text = text.into();
-        tracing::warn!("{text}");
+        log::warn!("{text}");
         self.send(Progress::Note(text));
     }
 }

@@ -84,7 +84,7 @@ impl Stage {
             }
         });
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("catalog.toml");
+        let file = dir.path().join("catalog.json");
         std::fs::write(&file, catalog()).unwrap();
         Self { _dir: dir, file, mirror, asked }
     }
@@ -110,24 +110,34 @@ impl Stage {
 }
 
 fn catalog() -> String {
-    let pinned = |alias: &str, arch: &str, url: &str| {
-        format!("[\"{alias}\".{arch}]\nurl = \"{url}\"\nsha256 = \"{}\"\n\n", "0".repeat(64))
+    let entry = |synonym: &str, snapshot: &str, url: &dyn Fn(&str) -> String| {
+        let pinned = |arch| Pinned { url: url(arch), sha256: "0".repeat(64) };
+        Entry {
+            synonym: synonym.to_owned(),
+            snapshot: snapshot.to_owned(),
+            amd64: pinned("amd64"),
+            arm64: pinned("arm64"),
+        }
     };
-    let mut text = "# A header that stays.\n\n".to_owned();
-    text += "[\"debian-12\"]\nsynonym = \"bookworm\"\n";
-    text.extend(["snapshot = \"", OLD, "\" # so\n\n"]);
-    for arch in ["amd64", "arm64"] {
+    let debian = |arch: &str| {
         let site = "https://cloud.debian.org/images/cloud/bookworm";
-        let url = format!("{site}/{OLD}/debian-12-generic-{arch}-{OLD}.raw");
-        text += &pinned("debian-12", arch, &url);
-    }
-    text += "[\"ubuntu-24.04\"]\nsynonym = \"noble\"\nsnapshot = \"release-20260518\"\n\n";
-    for arch in ["amd64", "arm64"] {
+        format!("{site}/{OLD}/debian-12-generic-{arch}-{OLD}.raw")
+    };
+    let ubuntu = |arch: &str| {
         let site = "https://cloud-images.ubuntu.com/releases/noble/release-20260518";
-        let url = format!("{site}/ubuntu-24.04-server-cloudimg-{arch}.img");
-        text += &pinned("ubuntu-24.04", arch, &url);
-    }
-    text
+        format!("{site}/ubuntu-24.04-server-cloudimg-{arch}.img")
+    };
+    let catalog = [
+        ("debian-12".to_owned(), entry("bookworm", OLD, &debian)),
+        ("ubuntu-24.04".to_owned(), entry("noble", "release-20260518", &ubuntu)),
+    ];
+    written(&Catalog::from(catalog)).unwrap()
+}
+
+#[test]
+fn our_own_file_is_as_a_refresh_would_write_it() {
+    let text = include_str!("../../../crates/fleetbox/src/images/catalog.json");
+    assert_eq!(written(&serde_json::from_str(text).unwrap()).unwrap(), text);
 }
 
 /// Both publishers with the pinned snapshots, and for Debian also `more`.

@@ -116,7 +116,7 @@ fn done(story: &Story) -> Vec<Event> {
         let entries = match Cluster::find(name).and_then(|cluster| cluster.timeline()) {
             Ok(entries) => entries,
             Err(e) => {
-                tracing::debug!("no timeline of {name}: {}", e.report());
+                log::debug!("no timeline of {name}: {}", e.report());
                 continue;
             }
         };

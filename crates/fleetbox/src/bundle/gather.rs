@@ -104,7 +104,7 @@ async fn of(vm: &Vm, dead: bool) -> Evidence {
             Ok(told) => files.extend(told),
             Err(e) => files.push(("guest.missing".to_owned(), e.report().into_bytes())),
         }
-        boot.map_err(|e| tracing::debug!("no report of the boot: {}", e.report())).ok()
+        boot.map_err(|e| log::debug!("no report of the boot: {}", e.report())).ok()
     } else {
         None
     };

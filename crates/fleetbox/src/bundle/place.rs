@@ -64,7 +64,7 @@ impl Place {
         bundles.sort();
         for old in &bundles[..bundles.len().saturating_sub(KEPT)] {
             if let Err(e) = std::fs::remove_dir_all(old) {
-                tracing::warn!("remove {}: {e}", old.display());
+                log::warn!("remove {}: {e}", old.display());
             }
         }
     }

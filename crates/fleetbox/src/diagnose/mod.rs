@@ -122,7 +122,7 @@ impl Vm {
         let asked = match guest::ask(self, units).await {
             Ok(asked) => asked,
             Err(e) => {
-                tracing::debug!("the guest tells nothing of its boot: {}", e.report());
+                log::debug!("the guest tells nothing of its boot: {}", e.report());
                 let evidence = shown.as_ref().map(|shown| harmless(&shown.line));
                 let cause = shown.map(|shown| shown.cause);
                 return Ok(BootReport {

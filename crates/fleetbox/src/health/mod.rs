@@ -128,7 +128,7 @@ impl Vm {
         match ask.run().await {
             Ok(output) => Ok(Some(output.stdout_text())),
             Err(e) if is_silence(e.kind()) => {
-                tracing::debug!("the guest does not tell its journal: {}", e.report());
+                log::debug!("the guest does not tell its journal: {}", e.report());
                 Ok(None)
             }
             Err(e) => Err(e),

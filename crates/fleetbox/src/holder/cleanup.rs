@@ -64,7 +64,7 @@ pub(crate) fn sweep(dir: &ClusterPaths) -> Result<()> {
 /// make it.
 fn remove_links(dir: &ClusterPaths) {
     if let Err(e) = crate::net::remove_host_links(&dir.link_label()) {
-        tracing::warn!("remove the host's links to {}: {e}", dir.dir().display());
+        log::warn!("remove the host's links to {}: {e}", dir.dir().display());
     }
 }
 

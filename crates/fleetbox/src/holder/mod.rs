@@ -10,6 +10,7 @@
 //! ```
 
 pub(crate) mod cleanup;
+mod log;
 mod server;
 mod state;
 
@@ -179,11 +180,7 @@ fn refuse(control: &mut UnixStream, error: &Error) {
 
 /// The holder proper: pid 1 of its namespace.
 fn run(dir: &ClusterPaths, label: String, began: Instant, mut control: UnixStream) -> Result<()> {
-    tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_writer(io::stderr)
-        .with_max_level(tracing::Level::INFO)
-        .init();
+    log::start();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -193,7 +190,7 @@ fn run(dir: &ClusterPaths, label: String, began: Instant, mut control: UnixStrea
         match ready {
             Ok(ready) => server::serve(dir, label, ready, control).await,
             Err(error) => {
-                tracing::error!("{}", error.report());
+                ::log::error!("{}", error.report());
                 refuse(&mut control, &error);
                 Err(error)
             }
@@ -225,7 +222,7 @@ async fn make_ready(dir: &ClusterPaths, began: Instant) -> Result<Ready> {
         })??;
     let (network, listeners) = Network::start()?;
     // `xtask bench` reads this line, and that of a tap.
-    tracing::info!("the network is there after {} us", began.elapsed().as_micros());
+    ::log::info!("the network is there after {} us", began.elapsed().as_micros());
     let listener = bind(&dir.socket())?;
     let timeline = Appender::open(dir)?;
     Ok(Ready { _lock: lock, listener, network, listeners, timeline })

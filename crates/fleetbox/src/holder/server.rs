@@ -50,7 +50,7 @@ pub(super) async fn serve(
     if let Some(holding) = state.hold(None) {
         tokio::spawn(hold_connection(opener, state.clone(), holding));
     }
-    tracing::info!("holds {}", dir.dir().display());
+    log::info!("holds {}", dir.dir().display());
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -58,7 +58,7 @@ pub(super) async fn serve(
                     tokio::spawn(connection(Frames::new(socket), state.clone()));
                 }
                 Err(e) => {
-                    tracing::warn!("accept: {e}");
+                    log::warn!("accept: {e}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
@@ -66,7 +66,7 @@ pub(super) async fn serve(
             _ = terminate.recv() => break,
         }
     }
-    tracing::info!("ends");
+    log::info!("ends");
     // No new caller finds us from here on, and one that just did cannot hold us any more.
     state.close();
     drop(listener);
@@ -89,7 +89,7 @@ fn serve_guests(listeners: Listeners, names: Names, rules: Rules) -> std::io::Re
             let listener = TcpListener::from_std(listener)?;
             tokio::spawn(net::serve_egress(listener, rules, seen));
         }
-        Err(why) => tracing::warn!(
+        Err(why) => log::warn!(
             "guests cannot reach the world: this kernel cannot redirect their connections ({why})"
         ),
     }
@@ -151,7 +151,7 @@ async fn connection(mut frames: Frames, state: Arc<State>) {
         Err(error) => (Reply::Error(WireError::from(&error)), None),
     };
     if let Err(e) = frames.send(&reply, fd.as_ref().map(AsFd::as_fd)).await {
-        tracing::debug!("a caller left before its reply: {e}");
+        log::debug!("a caller left before its reply: {e}");
     }
 }
 
@@ -306,7 +306,7 @@ async fn outage_connection(mut frames: Frames, state: &Arc<State>, vm: &Name, ou
     let reply = match state.end_outage(vm, away).await {
         Ok(()) => Reply::Done,
         Err(error) => {
-            tracing::warn!("end the outage of {vm}: {}", error.report());
+            log::warn!("end the outage of {vm}: {}", error.report());
             Reply::Error(WireError::from(&error))
         }
     };

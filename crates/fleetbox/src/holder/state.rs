@@ -184,11 +184,11 @@ impl State {
                 _ => return,
             }
         };
-        tracing::info!("nobody holds {vm} any more");
+        log::info!("nobody holds {vm} any more");
         self.note(Some(vm), What::LetGo);
         tokio::spawn(async move {
             if let Err(e) = machine.kill().await {
-                tracing::warn!("end a machine nobody holds: {}", e.report());
+                log::warn!("end a machine nobody holds: {}", e.report());
             }
         });
     }
@@ -236,7 +236,7 @@ impl State {
         if self.host_subnet.initialized()
             && let Err(e) = self.network.leave_host().await
         {
-            tracing::warn!("remove the link to the host: {e}");
+            log::warn!("remove the link to the host: {e}");
         }
     }
 
@@ -332,7 +332,7 @@ impl State {
                 names.insert(name.to_string(), address);
             }
         }
-        tracing::info!("{vm} runs");
+        log::info!("{vm} runs");
         let (state, vm) = (self.clone(), vm.clone());
         tokio::spawn(async move {
             let why = match ended.wait_for(Option::is_some).await {
@@ -346,7 +346,7 @@ impl State {
     }
 
     fn ended(&self, vm: &Name, why: String) {
-        tracing::info!("{vm} ended: {why}");
+        log::info!("{vm} ended: {why}");
         self.note(Some(vm), What::End { why: why.clone() });
         let mut was_detached = false;
         if let Some(member) = self.lock().members.get_mut(vm) {

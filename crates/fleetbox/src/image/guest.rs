@@ -70,7 +70,7 @@ pub(super) async fn settle(vm: &Vm) -> Result<()> {
     let mut up = vm.shell("systemctl is-system-running --wait");
     match up.timeout(SETTLE_WAIT).output().await {
         Err(e) if e.kind() == ErrorKind::TimedOut => {
-            tracing::warn!("a building machine does not settle; it is used as it is");
+            log::warn!("a building machine does not settle; it is used as it is");
             Ok(())
         }
         settled => settled.map(drop),

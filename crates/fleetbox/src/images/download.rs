@@ -146,7 +146,7 @@ pub(crate) fn with_retries(transfer: &Transfer<'_>, cancel: &Cancel) -> Result<S
             Err(Failure::Final(error)) => return Err(error),
             Err(Failure::Transient(error)) => {
                 let Some(delay) = delays.next() else { return Err(error) };
-                tracing::warn!("{}; trying again in {delay:?}", error.report());
+                log::warn!("{}; trying again in {delay:?}", error.report());
                 cancel.wait(*delay)?;
             }
         }

@@ -70,7 +70,7 @@ impl Transfer<'_> {
         self.fetch().inspect_err(|failure| {
             let (Failure::Final(error) | Failure::Transient(error)) = failure;
             if error.kind() == ErrorKind::NoSpace && self.discard().is_err() {
-                tracing::warn!("{} could not be removed from a full disk", self.part.display());
+                log::warn!("{} could not be removed from a full disk", self.part.display());
             }
         })
     }

@@ -123,7 +123,7 @@ fn usable(dir: &SnapshotPaths, request: &StartRequest) -> Option<Saved> {
                 .progress
                 .note(format!("the machine that was ready is made anew: {}", e.report()));
             if let Err(e) = snapshot::remove(dir) {
-                tracing::warn!("remove {}: {}", dir.dir().display(), e.report());
+                log::warn!("remove {}: {}", dir.dir().display(), e.report());
             }
             None
         }
@@ -193,7 +193,7 @@ async fn save(golden: Vm, dir: &SnapshotPaths) -> Result<()> {
         let settled = golden.shell(SETTLE).timeout(SETTLE_WAIT).output().await;
         match settled {
             Err(e) if e.kind() == ErrorKind::TimedOut => {
-                tracing::warn!("a golden machine does not settle; it is saved as it is");
+                log::warn!("a golden machine does not settle; it is saved as it is");
             }
             settled => drop(settled?),
         }

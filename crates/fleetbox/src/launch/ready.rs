@@ -102,7 +102,7 @@ pub(super) async fn wait(
         Err(e) => {
             // What the guest said last may not have been read.
             if let Err(e) = follower.advance() {
-                tracing::debug!("the console cannot be read: {e}");
+                log::debug!("the console cannot be read: {e}");
             }
             let failed = Failed { vm, restored, after: began.elapsed(), refusal: refusal.get() };
             Err(failed.explain(&e, &follower, &console))
@@ -165,7 +165,7 @@ async fn log_in(session: &Session, refusal: &LastTry) -> Result<()> {
                 return Err(Error::new(ErrorKind::BootFailed, format!("come up: {why}")));
             }
             Err(e) => {
-                tracing::debug!("not yet: {}", e.report());
+                log::debug!("not yet: {}", e.report());
                 refusal.set(Refusal { kind: e.kind(), last: e.report(), at: Instant::now() });
             }
         }
@@ -204,7 +204,7 @@ async fn follow(
             }
             Ok(None) => pause = (pause * 2).min(POLL_LAST),
             Err(e) => {
-                tracing::debug!("the console cannot be read: {e}");
+                log::debug!("the console cannot be read: {e}");
                 pause = POLL_LAST;
             }
         }
@@ -254,7 +254,7 @@ impl Failed<'_> {
         let tail = console::tail(console);
         let detail = format!("{report}{last_try}the console's last lines:\n{tail}");
         let words = console::end(console, CONSOLE_BYTES_MAX).unwrap_or_else(|e| {
-            tracing::debug!("the console cannot be read: {e}");
+            log::debug!("the console cannot be read: {e}");
             Vec::new()
         });
         Error::new(error.kind(), message)

@@ -132,10 +132,7 @@ impl Saved {
 
 /// A machine's own, as systemd makes one (machine-id(5)): a random UUID of version 4.
 pub(super) fn machine_id() -> Result<String> {
-    let mut bytes = random::bytes::<16>()?;
-    bytes[6] = bytes[6] & 0x0f | 0x40;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
-    Ok(crate::images::hex(&bytes))
+    Ok(crate::images::hex(&random::uuid()?.0))
 }
 
 /// The machine of a snapshot that has a name.

@@ -120,7 +120,7 @@ async fn serve_tcp(listener: TcpListener, resolver: Resolver) {
             };
             let served: io::Result<()> = served.await;
             if let Err(e) = served {
-                tracing::debug!("a name query over TCP ended: {e}");
+                log::debug!("a name query over TCP ended: {e}");
             }
         });
     }

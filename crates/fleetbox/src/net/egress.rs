@@ -23,12 +23,12 @@ pub(crate) async fn serve(listener: TcpListener, rules: Rules, seen: Seen) {
                 let (rules, seen) = (rules.clone(), seen.clone());
                 tokio::spawn(async move {
                     if let Err(e) = relay(guest, from, rules, seen).await {
-                        tracing::debug!("an outgoing connection ended: {e}");
+                        log::debug!("an outgoing connection ended: {e}");
                     }
                 });
             }
             Err(e) => {
-                tracing::warn!("accept an outgoing connection: {e}");
+                log::warn!("accept an outgoing connection: {e}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

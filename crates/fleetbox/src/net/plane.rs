@@ -74,7 +74,7 @@ impl Plane {
         if self.kernel_cuts.is_none() {
             let made = self.network.allow_cuts().await;
             if let Err(e) = &made {
-                tracing::warn!("no nftables for bridges, so a relay cuts: {e}");
+                log::warn!("no nftables for bridges, so a relay cuts: {e}");
             }
             self.kernel_cuts = Some(made.is_ok());
         }
@@ -129,7 +129,7 @@ impl Plane {
         relay.flush();
         if let Err(e) = self.network.leave_relay(tap).await {
             // Its machine has ended and the tap is gone with it.
-            tracing::debug!("lead tap {tap} to the bridge: {e}");
+            log::debug!("lead tap {tap} to the bridge: {e}");
         }
         drop(relay);
         self.remove(tap).await;
@@ -137,7 +137,7 @@ impl Plane {
 
     async fn remove(&self, tap: u32) {
         if let Err(e) = self.network.remove_relay(tap).await {
-            tracing::warn!("remove the relay of tap {tap}: {e}");
+            log::warn!("remove the relay of tap {tap}: {e}");
         }
     }
 }

@@ -49,7 +49,7 @@ impl Feeder {
         let task = tokio::spawn(async move {
             if let Err(error) = feed(input, &write).await {
                 // The channel is gone, and the command's own task says why.
-                tracing::debug!("standard input: {error}");
+                log::debug!("standard input: {error}");
             }
         });
         Self(task.abort_handle())

@@ -344,7 +344,7 @@ impl Task {
             }
         };
         if let Err(error) = result {
-            tracing::debug!("{}: {}", self.label, error.report());
+            log::debug!("{}: {}", self.label, error.report());
             self.ask(killed).await;
         }
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.read_to_close()).await;

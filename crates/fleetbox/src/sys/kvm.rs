@@ -1,6 +1,8 @@
 //! Owns the question whether KVM really works here: a guest instruction must run, the file alone
 //! proves nothing. Linux only.
 
+mod guest;
+
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -60,7 +62,7 @@ fn probe_now() -> Result<(), Unusable> {
     let (sender, receiver) = mpsc::channel();
     let spawned = std::thread::Builder::new()
         .name("fleetbox-kvm-probe".into())
-        .spawn(move || sender.send(run_one_instruction()));
+        .spawn(move || sender.send(guest::run()));
     if let Err(e) = spawned {
         return Err(Unusable::Useless(format!("the probe could not start: {e}")));
     }
@@ -102,92 +104,6 @@ fn cpu_can_virtualize(cpuinfo: &str) -> Result<(), Unusable> {
         Ok(())
     } else {
         Err(Unusable::Useless("the processor shows neither vmx nor svm".into()))
-    }
-}
-
-/// One page with `out 0x80, al; hlt` in real mode: the port write must come back to us.
-#[cfg(target_arch = "x86_64")]
-fn run_one_instruction() -> io::Result<()> {
-    use kvm_ioctls::{Kvm, VcpuExit};
-    const CODE: [u8; 3] = [0xe6, 0x80, 0xf4];
-    let errno = |e: kvm_ioctls::Error| io::Error::from_raw_os_error(e.errno());
-    let vm = Kvm::new().and_then(|kvm| kvm.create_vm()).map_err(errno)?;
-    let page = Page::new()?;
-    page.write(&CODE);
-    let region = kvm_bindings::kvm_userspace_memory_region {
-        slot: 0,
-        flags: 0,
-        guest_phys_addr: 0,
-        memory_size: Page::SIZE as u64,
-        userspace_addr: page.address as u64,
-    };
-    // SAFETY: the page stays mapped until after the VM is gone.
-    unsafe { vm.set_user_memory_region(region) }.map_err(errno)?;
-    let mut vcpu = vm.create_vcpu(0).map_err(errno)?;
-    let mut sregs = vcpu.get_sregs().map_err(errno)?;
-    sregs.cs.base = 0;
-    sregs.cs.selector = 0;
-    vcpu.set_sregs(&sregs).map_err(errno)?;
-    let mut regs = vcpu.get_regs().map_err(errno)?;
-    regs.rip = 0;
-    regs.rflags = 2;
-    vcpu.set_regs(&regs).map_err(errno)?;
-    match vcpu.run().map_err(errno)? {
-        VcpuExit::IoOut(0x80, _) => Ok(()),
-        other => Err(io::Error::other(format!("unexpected exit {other:?}"))),
-    }
-}
-
-/// On other processors making a VM and a vCPU has to do; a boot without a console byte is noticed
-/// later.
-#[cfg(not(target_arch = "x86_64"))]
-fn run_one_instruction() -> io::Result<()> {
-    let errno = |e: kvm_ioctls::Error| io::Error::from_raw_os_error(e.errno());
-    let vm = kvm_ioctls::Kvm::new().and_then(|kvm| kvm.create_vm()).map_err(errno)?;
-    vm.create_vcpu(0).map_err(errno)?;
-    Ok(())
-}
-
-#[cfg(target_arch = "x86_64")]
-struct Page {
-    address: *mut libc::c_void,
-}
-
-#[cfg(target_arch = "x86_64")]
-impl Page {
-    const SIZE: usize = 4096;
-
-    fn new() -> io::Result<Self> {
-        // SAFETY: an anonymous mapping anywhere has no precondition.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                Self::SIZE,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if address == libc::MAP_FAILED {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(Self { address })
-        }
-    }
-
-    fn write(&self, code: &[u8]) {
-        assert!(code.len() <= Self::SIZE);
-        // SAFETY: the mapping is ours, writable and at least that long.
-        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.address.cast(), code.len()) };
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl Drop for Page {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this size.
-        unsafe { libc::munmap(self.address, Self::SIZE) };
     }
 }
 

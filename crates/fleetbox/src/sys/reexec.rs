@@ -25,17 +25,25 @@ const TOKEN_BYTES: usize = 32;
 /// The spawner writes the token before it execs, so it is there at once.
 const TOKEN_WAIT: Duration = Duration::from_secs(5);
 
+/// `env::HOLDER_TOKEN`, as C has it.
+const TOKEN_NAME: &CStr = c"FLEETBOX_HOLDER_TOKEN";
+
 static HOOKED: AtomicBool = AtomicBool::new(false);
+
+ctor::declarative::ctor! {
+    #[ctor(unsafe)]
+    fn hook() {
+        before_main();
+    }
+}
 
 /// Runs before `main` of every executable that links this library. Without the variable it costs
 /// one environment look-up.
-#[ctor::ctor(unsafe)]
 fn before_main() {
     HOOKED.store(true, Ordering::Relaxed);
     // `std::env` is fine this early on glibc and macOS, but a plain getenv is certain everywhere.
-    const NAME: &CStr = c"FLEETBOX_HOLDER_TOKEN";
-    // SAFETY: NAME is NUL-terminated; the result is only compared with null.
-    if unsafe { libc::getenv(NAME.as_ptr()) }.is_null() {
+    // SAFETY: the name is NUL-terminated; the result is only compared with null.
+    if unsafe { libc::getenv(TOKEN_NAME.as_ptr()) }.is_null() {
         return;
     }
     let token = std::env::var(env::HOLDER_TOKEN).unwrap_or_default();

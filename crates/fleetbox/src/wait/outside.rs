@@ -4,16 +4,12 @@
 use std::io;
 use std::time::Duration;
 
-use http_body_util::Empty;
-use hyper::Request;
-use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use regex_lite::Regex;
 
 use super::{Http, Seen};
 use crate::console::{self, uncoloured};
 use crate::error::{Error, ErrorKind, Result};
+use crate::http::Request;
 use crate::vm::Vm;
 
 const POLL_FIRST: Duration = Duration::from_millis(20);
@@ -97,27 +93,19 @@ pub(super) async fn http(vm: &Vm, wanted: &Http, seen: &Seen) -> Result<()> {
 
 enum Unanswered {
     Machine(Error),
-    Http(hyper::Error),
+    Http(io::Error),
 }
 
 async fn ask(vm: &Vm, wanted: &Http) -> Result<u16, Unanswered> {
     let stream = vm.connect(wanted.port).await.map_err(Unanswered::Machine)?;
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(Unanswered::Http)?;
-    let request = Request::get(&wanted.path)
-        .header("host", format!("{}:{}", vm.address(), wanted.port))
+    let request = Request::get(format!("http://{}:{}{}", vm.address(), wanted.port, wanted.path))
         .header("user-agent", "fleetbox")
-        .body(Empty::<Bytes>::new())
+        .body(())
         .map_err(|e| {
             Unanswered::Machine(Error::new(ErrorKind::InvalidSpec, "write the request").source(e))
         })?;
-    tokio::select! {
-        answer = sender.send_request(request) => {
-            answer.map(|answer| answer.status().as_u16()).map_err(Unanswered::Http)
-        }
-        // Its end is the request's, which says why.
-        Err(e) = connection => Err(Unanswered::Http(e)),
-    }
+    let answer = crate::http::ask(stream, request, &[]).await.map_err(Unanswered::Http)?;
+    Ok(answer.status())
 }
 
 pub(super) async fn console(vm: &Vm, pattern: &Regex, seen: &Seen) -> Result<()> {

@@ -4,12 +4,9 @@
 use std::io;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, header};
-use hyper_util::rt::TokioIo;
 use serde_json::Value;
 
+use crate::http::Request;
 use crate::net::{LocalName, Network};
 
 const ANSWER_BYTES_MAX: usize = 1 << 20;
@@ -52,43 +49,25 @@ impl Api {
 
     async fn exchange(&self, action: &str, body: Option<Value>) -> io::Result<()> {
         let stream = self.network.connect_local(&self.name).await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
-        let body = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
-        let request = Request::builder()
-            .method(Method::PUT)
-            .uri(format!("/api/v1/{action}"))
-            .header(header::HOST, "localhost")
-            .header(header::ACCEPT, "application/json")
-            .body(Full::new(body))
+        let request = Request::put(format!("http://localhost/api/v1/{action}"))
+            .header("accept", "application/json")
+            .body(())
             .map_err(io::Error::other)?;
-        let answer = async {
-            let response = sender.send_request(request).await.map_err(lost)?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-            let body = body.map_err(io::Error::other)?.aggregate();
-            if status.is_success() { Ok(()) } else { Err(refusal(status.as_u16(), body)) }
-        };
-        tokio::pin!(answer);
-        // The connection moves bytes only while it is polled; the answer ends it.
-        tokio::select! {
-            answer = &mut answer => answer,
-            _ = connection => answer.await,
-        }
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        let answer = crate::http::ask(stream, request, body.as_bytes()).await?;
+        let status = answer.status();
+        let words = answer.body(ANSWER_BYTES_MAX).await?;
+        if (200..300).contains(&status) { Ok(()) } else { Err(refusal(status, &words)) }
     }
 }
 
 /// The monitor's own words: a list, from the outermost to the cause.
-fn refusal(status: u16, body: impl Buf) -> io::Error {
-    let chain: Vec<String> = serde_json::from_reader(body.reader()).unwrap_or_default();
+fn refusal(status: u16, body: &[u8]) -> io::Error {
+    let chain: Vec<String> = serde_json::from_slice(body).unwrap_or_default();
     if chain.is_empty() {
         return io::Error::other(format!("it answered {status}"));
     }
     io::Error::other(crate::console::harmless(chain.join(": ").as_bytes()))
-}
-
-fn lost(error: hyper::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, error)
 }
 
 #[cfg(test)]

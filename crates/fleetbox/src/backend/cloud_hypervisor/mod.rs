@@ -114,7 +114,7 @@ async fn read_events(
         let mut read_to = 0;
         while let Some(Ok(Event { source, event })) = values.next() {
             read_to = values.byte_offset();
-            tracing::debug!("cloud-hypervisor's event {source} {event}");
+            log::debug!("cloud-hypervisor's event {source} {event}");
             match (source.as_str(), event.as_str()) {
                 ("vm", "booted" | "resumed") => drop(runs.send_replace(true)),
                 // Nobody listens any more once the machine is gone.
@@ -124,7 +124,7 @@ async fn read_events(
         }
         unread.drain(..read_to);
         if unread.len() > EVENT_BYTES_MAX {
-            tracing::warn!("cloud-hypervisor's events cannot be read");
+            log::warn!("cloud-hypervisor's events cannot be read");
             return;
         }
     }

@@ -65,7 +65,7 @@ async fn stand_still(
     let copy = in_background(move || sparse::copy(&from, &to));
     let (written, copied) = tokio::join!(write, copy);
     written.and(copied)?;
-    tracing::info!("{} is written after {:?}", plan.vm, since.elapsed());
+    log::info!("{} is written after {:?}", plan.vm, since.elapsed());
     if !together.wait().await {
         return Err(io::Error::other("another machine could not be saved in the same instant"));
     }
@@ -80,10 +80,10 @@ async fn stand_still(
 async fn go_on(machine: &CloudHypervisor, paused: bool) {
     // One that was not stopped refuses, which is right.
     if !paused && let Err(e) = machine.api.put("vm.resume", None).await {
-        tracing::warn!("a machine that was not saved is not let go on: {e}");
+        log::warn!("a machine that was not saved is not let go on: {e}");
     }
     if let Err(e) = clear(&machine.plan.scratch) {
-        tracing::warn!("what was saved of a machine is left: {e}");
+        log::warn!("what was saved of a machine is left: {e}");
     }
 }
 

@@ -115,7 +115,7 @@ async fn converse(config: Arc<server::Config>, stream: TcpStream, shared: Arc<Sh
         server::run_stream(config, stream, handler).await?.await
     };
     if let Err(error) = result.await {
-        tracing::debug!("fake guest: {error}");
+        log::debug!("fake guest: {error}");
     }
 }
 
@@ -241,7 +241,7 @@ impl server::Handler for Connection {
         let child = match spawn(&self.shared.guest, text) {
             Ok(child) => child,
             Err(error) => {
-                tracing::debug!("fake guest: {error}");
+                log::debug!("fake guest: {error}");
                 return session.channel_failure(id);
             }
         };

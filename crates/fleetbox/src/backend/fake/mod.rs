@@ -80,7 +80,7 @@ pub(super) async fn boot(
     // they say so, and all else works.
     let tap = network.tap(crate::net::plan::tap_name(tap_number)).await;
     if let Err(e) = &tap {
-        tracing::warn!("the fake guest has no tap: {}", e.report());
+        log::warn!("the fake guest has no tap: {}", e.report());
     }
     let child = Command::from(command)
         .kill_on_drop(true)
@@ -107,7 +107,7 @@ pub(super) async fn boot(
         serving.abort();
         *serving = serve(&ssh, &guest);
         if let Err(e) = write_console(&console) {
-            tracing::warn!("write the fake console: {e}");
+            log::warn!("write the fake console: {e}");
         }
     });
     Ok(FakeMachine { end, ended, reboot, paused, home })
@@ -133,7 +133,7 @@ fn serve(ssh: &std::net::TcpListener, guest: &FakeGuest) -> JoinHandle<()> {
             Err(e) => Err(e),
         };
         if let Err(e) = served {
-            tracing::warn!("the fake guest ended: {e}");
+            log::warn!("the fake guest ended: {e}");
         }
     })
 }

@@ -153,7 +153,7 @@ async fn read_all(
     while matches!(reader.read_line(&mut line).await, Ok(n) if n > 0) {
         match serde_json::from_str::<Value>(&line) {
             Ok(message) => take(message, &waiting, &shutdown, &events),
-            Err(e) => tracing::warn!("a line from QEMU is not JSON: {e}"),
+            Err(e) => log::warn!("a line from QEMU is not JSON: {e}"),
         }
         line.clear();
     }
@@ -170,7 +170,7 @@ fn take(
     events: &broadcast::Sender<QmpEvent>,
 ) {
     if let Some(name) = message["event"].as_str() {
-        tracing::debug!("QEMU event {name}");
+        log::debug!("QEMU event {name}");
         let by_guest = message["data"]["guest"].as_bool().unwrap_or(false);
         if name == "SHUTDOWN" && by_guest {
             // Nobody listens any more once the machine is gone.

@@ -150,9 +150,9 @@ async fn go_on(machine: &QemuMachine, paused: bool) {
     // What is over cannot be cancelled.
     drop(migration::cancel(&machine.qmp).await);
     if !paused && let Err(e) = machine.ask("cont", json!({})).await {
-        tracing::warn!("let a machine go on that was not saved: {}", e.report());
+        log::warn!("let a machine go on that was not saved: {}", e.report());
     }
-    tracing::info!("goes on {} ms after its save failed", began.elapsed().as_millis());
+    log::info!("goes on {} ms after its save failed", began.elapsed().as_millis());
 }
 
 fn sync(file: &Path) -> io::Result<()> {

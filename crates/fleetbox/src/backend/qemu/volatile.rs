@@ -40,7 +40,7 @@ pub(super) async fn serve(path: &Path, disk_bytes: u64) -> io::Result<UnixStream
     let name = path.display().to_string();
     thread::Builder::new().name("disk".into()).spawn(move || {
         if let Err(e) = run(file, size_bytes, &ours) {
-            tracing::warn!("serve {name}: {e}");
+            log::warn!("serve {name}: {e}");
         }
     })?;
     Ok(theirs)
@@ -75,7 +75,7 @@ fn run(file: File, size_bytes: u64, socket: &UnixStream) -> io::Result<()> {
         protocol::End::Goodbye => cache.flush(),
         protocol::End::Lost => {
             if cache.unflushed_bytes() > 0 {
-                tracing::info!("{} bytes were not flushed and are lost", cache.unflushed_bytes());
+                log::info!("{} bytes were not flushed and are lost", cache.unflushed_bytes());
             }
             Ok(())
         }

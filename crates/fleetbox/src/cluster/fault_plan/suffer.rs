@@ -111,7 +111,7 @@ impl Drop for ClockOff {
         let (vm, by_ms) = (self.vm.clone(), self.by_ms);
         runtime.spawn(async move {
             if let Err(e) = vm.clock_jump(-by_ms).await {
-                tracing::warn!("set the clock right again: {}", e.report());
+                log::warn!("set the clock right again: {}", e.report());
             }
         });
     }

@@ -31,13 +31,13 @@ pub(super) async fn keep_bounded(console: PathBuf, mut ended: Ended) {
         match bound(&console) {
             Ok(0) => {}
             Ok(given_back) => {
-                tracing::warn!(
+                log::warn!(
                     "{}: {given_back} bytes of its beginning are given back",
                     console.display()
                 );
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return tracing::warn!("bound {}: {e}", console.display()),
+            Err(e) => return log::warn!("bound {}: {e}", console.display()),
         }
     }
 }

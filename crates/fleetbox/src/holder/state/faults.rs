@@ -73,12 +73,12 @@ impl State {
         let mut faults = self.faults.lock().await;
         let id = faults.next;
         faults.next += 1;
-        tracing::info!("fault {id}: {fault:?}");
+        log::info!("fault {id}: {fault:?}");
         faults.active.insert(id, Active { fault, kept: false, since: Instant::now() });
         if let Err(e) = self.settle(&mut faults).await {
             faults.active.remove(&id);
             if let Err(e) = self.settle(&mut faults).await {
-                tracing::warn!("undo what fault {id} did: {}", e.report());
+                log::warn!("undo what fault {id} did: {}", e.report());
             }
             return Err(e);
         }
@@ -110,7 +110,7 @@ impl State {
     /// Whoever caused it is gone.
     pub(in crate::holder) async fn let_fault_go(&self, id: u64) {
         if let Err(e) = self.undo(|other, active| other == id && !active.kept).await {
-            tracing::warn!("heal fault {id}: {}", e.report());
+            log::warn!("heal fault {id}: {}", e.report());
         }
     }
 
@@ -122,7 +122,7 @@ impl State {
         if healed.is_empty() {
             return Ok(());
         }
-        tracing::info!("healed {} faults", healed.len());
+        log::info!("healed {} faults", healed.len());
         let settled = self.settle(&mut faults).await;
         for (id, Active { fault, since, .. }) in healed {
             self.note_heal(id, &fault, since.elapsed());
@@ -150,7 +150,7 @@ impl State {
     pub(super) async fn follow(&self) {
         let mut faults = self.faults.lock().await;
         if let Err(e) = self.settle(&mut faults).await {
-            tracing::warn!("keep the faults: {}", e.report());
+            log::warn!("keep the faults: {}", e.report());
         }
     }
 

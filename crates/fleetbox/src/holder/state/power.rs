@@ -41,11 +41,11 @@ impl State {
         match tokio::time::timeout(grace, polite).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => {
-                tracing::warn!("{vm} cannot be asked to stop: {}", e.report());
+                log::warn!("{vm} cannot be asked to stop: {}", e.report());
                 machine.kill().await?;
             }
             Err(_) => {
-                tracing::warn!("{vm} did not stop within {grace:?}");
+                log::warn!("{vm} did not stop within {grace:?}");
                 machine.kill().await?;
             }
         }

@@ -92,7 +92,7 @@ impl State {
         };
         if let Err(e) = told.await {
             // It ends by itself later, or with its machine.
-            tracing::warn!("{} was not told that it was saved: {e}", plan.vm);
+            log::warn!("{} was not told that it was saved: {e}", plan.vm);
         }
     }
 
@@ -113,7 +113,7 @@ impl State {
             let why = crate::console::harmless(why.as_str().unwrap_or_default().as_bytes());
             // Whatever holds a dead connection sees so when it next uses it.
             if step == "connections" {
-                tracing::warn!("{vm} keeps connections to peers that are gone: {why}");
+                log::warn!("{vm} keeps connections to peers that are gone: {why}");
                 continue;
             }
             return Err(failed(&format!("{}: {why}", step.escape_debug())));
@@ -129,10 +129,7 @@ impl State {
         }
         let became = began.elapsed();
         self.set_clock(vm, &mut line).await.map_err(unheard)?;
-        tracing::info!(
-            "{vm} is itself after {became:?}, its clock right after {:?}",
-            began.elapsed()
-        );
+        log::info!("{vm} is itself after {became:?}, its clock right after {:?}", began.elapsed());
         self.network.join(tap).await.map_err(|e| failed("join the network").source(e))?;
         // It has all it needs; that it tidies up is nothing to wait for.
         tokio::spawn(async move { line.ask(&json!({ "what": "end" }), STAY_WAIT).await });
@@ -150,7 +147,7 @@ impl State {
                 return Ok(());
             }
         }
-        tracing::warn!("the clock of {vm} may be off: the host is too busy to set it exactly");
+        log::warn!("the clock of {vm} may be off: the host is too busy to set it exactly");
         Ok(())
     }
 

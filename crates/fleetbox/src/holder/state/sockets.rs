@@ -131,7 +131,7 @@ async fn relay_all(listener: TcpListener, network: Network, to: SocketAddrV4) {
                 // Either side's end is the other's; an error has nobody left to hear it.
                 Ok(mut guest) => drop(tokio::io::copy_bidirectional(&mut host, &mut guest).await),
                 Err(e) => {
-                    tracing::debug!("forward to {to}: {e}");
+                    log::debug!("forward to {to}: {e}");
                     drop(host.set_zero_linger());
                 }
             }

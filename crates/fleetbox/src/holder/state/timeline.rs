@@ -15,7 +15,7 @@ impl State {
     pub(in crate::holder) fn note(&self, vm: Option<&Name>, what: What) {
         let mut timeline = self.timeline.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(e) = timeline.append(vm, what) {
-            tracing::warn!("write the timeline: {e}");
+            log::warn!("write the timeline: {e}");
         }
     }
 

@@ -2,12 +2,13 @@
 //! It must not write the file system.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use gpt::mbr::ProtectiveMBR;
-use gpt::{GptConfig, partition_types};
+use crc::{CRC_32_ISO_HDLC, Crc};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
+use crate::sys::random::{self, Uuid};
 
 /// Room for the system and a little more; the guest grows it to its own disk's size.
 const DISK_BYTES: u64 = 2 << 30;
@@ -29,46 +30,136 @@ pub(super) struct Layout {
 /// Partitions an empty disk; `extra` leaves room for more packages.
 pub(super) fn partition(disk: &File, path: &Path, extra: bool) -> Result<Layout> {
     let disk_bytes = if extra { DISK_EXTRA_BYTES } else { DISK_BYTES };
-    let failed = |e: gpt::GptError| {
-        Error::new(ErrorKind::Io, format!("partition {}", path.display())).source(e)
+    let table = Table {
+        sectors: disk_bytes / SECTOR_BYTES,
+        disk: random::uuid()?,
+        partition: random::uuid()?,
+        first: ALIGN_SECTORS,
+        // The backup table takes the last sectors, so the partition ends a mebibyte before the disk.
+        last: disk_bytes / SECTOR_BYTES - ALIGN_SECTORS - 1,
     };
-    let io = |e| Error::io("partition", path, e);
-    disk.set_len(disk_bytes).map_err(io)?;
-    let mut device = disk.try_clone().map_err(io)?;
-    let sectors = u32::try_from(disk_bytes / SECTOR_BYTES - 1).unwrap_or(u32::MAX);
-    ProtectiveMBR::with_lb_size(sectors).overwrite_lba0(&mut device).map_err(|e| {
-        Error::new(ErrorKind::Io, format!("partition {}", path.display())).source(e)
-    })?;
-    let mut table =
-        GptConfig::new().writable(true).create_from_device(device, None).map_err(failed)?;
-    // The backup table takes the last sectors, so the partition ends a mebibyte before the disk.
-    let length_bytes = disk_bytes - 2 * ALIGN_SECTORS * SECTOR_BYTES;
-    let id = table
-        .add_partition("root", length_bytes, partition_types::LINUX_FS, 0, Some(ALIGN_SECTORS))
-        .map_err(failed)?;
-    let Some(root) = table.partitions().get(&id).cloned() else {
-        return Err(Error::new(ErrorKind::Internal, "partition a disk: the partition is gone"));
-    };
-    table.write().map_err(failed)?;
+    disk.set_len(disk_bytes)
+        .and_then(|()| table.write(disk))
+        .map_err(|e| Error::io("partition", path, e))?;
     Ok(Layout {
-        offset_bytes: root.first_lba * SECTOR_BYTES,
-        length_bytes,
-        partition_uuid: root.part_guid.to_string().to_lowercase(),
+        offset_bytes: table.first * SECTOR_BYTES,
+        length_bytes: (table.last + 1 - table.first) * SECTOR_BYTES,
+        partition_uuid: table.partition.to_string(),
     })
+}
+
+/// A table with one partition, called `root` (UEFI specification 2.10, chapter 5, "GUID Partition
+/// Table (GPT) Disk Layout").
+struct Table {
+    sectors: u64,
+    disk: Uuid,
+    partition: Uuid,
+    /// The partition's first and last sector.
+    first: u64,
+    last: u64,
+}
+
+impl Table {
+    const ENTRIES: u32 = 128;
+    const ENTRY_BYTES: u32 = 128;
+    const ENTRIES_SECTORS: u64 = (Self::ENTRIES * Self::ENTRY_BYTES) as u64 / SECTOR_BYTES;
+    const HEADER_BYTES: u32 = 92;
+    /// `0FC63DAF-8483-4772-8E79-3D69D8477DE4`, a Linux file system.
+    const LINUX: Uuid = Uuid([
+        0x0f, 0xc6, 0x3d, 0xaf, 0x84, 0x83, 0x47, 0x72, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d,
+        0xe4,
+    ]);
+
+    /// Both copies, and the master boot record that keeps old tools away.
+    fn write(&self, disk: &File) -> std::io::Result<()> {
+        let end = self.sectors - 1;
+        let entries = self.entries();
+        let first = self.header(1, end, 2, &entries);
+        let backup = self.header(end, 1, end - Self::ENTRIES_SECTORS, &entries);
+        disk.write_all_at(&self.protective_record(), 0)?;
+        disk.write_all_at(&first, SECTOR_BYTES)?;
+        disk.write_all_at(&entries, 2 * SECTOR_BYTES)?;
+        disk.write_all_at(&entries, (end - Self::ENTRIES_SECTORS) * SECTOR_BYTES)?;
+        disk.write_all_at(&backup, end * SECTOR_BYTES)
+    }
+
+    fn protective_record(&self) -> Vec<u8> {
+        let sectors = u32::try_from(self.sectors - 1).unwrap_or(u32::MAX);
+        let mut record = vec![0; 446];
+        // Not bootable, from the second sector on, of the type 0xee, to the end of what CHS can say.
+        record.extend([0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff, 1, 0, 0, 0]);
+        record.extend(sectors.to_le_bytes());
+        record.resize(510, 0);
+        record.extend([0x55, 0xaa]);
+        record
+    }
+
+    fn entries(&self) -> Vec<u8> {
+        let mut entries = Vec::new();
+        entries.extend(mixed(Self::LINUX));
+        entries.extend(mixed(self.partition));
+        entries.extend([self.first, self.last, 0].map(u64::to_le_bytes).as_flattened());
+        entries.extend("root".encode_utf16().flat_map(u16::to_le_bytes));
+        entries.resize((Self::ENTRIES * Self::ENTRY_BYTES) as usize, 0);
+        entries
+    }
+
+    fn header(&self, own: u64, other: u64, entries_at: u64, entries: &[u8]) -> Vec<u8> {
+        let crc = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+        let first_usable = 2 + Self::ENTRIES_SECTORS;
+        let last_usable = self.sectors - 2 - Self::ENTRIES_SECTORS;
+        let mut header = b"EFI PART\0\0\x01\0".to_vec();
+        // Its own checksum is taken with zeros in its place.
+        header.extend([Self::HEADER_BYTES, 0, 0].map(u32::to_le_bytes).as_flattened());
+        header.extend([own, other, first_usable, last_usable].map(u64::to_le_bytes).as_flattened());
+        header.extend(mixed(self.disk));
+        header.extend(entries_at.to_le_bytes());
+        let sizes = [Self::ENTRIES, Self::ENTRY_BYTES, crc.checksum(entries)];
+        header.extend(sizes.map(u32::to_le_bytes).as_flattened());
+        let sum = crc.checksum(&header);
+        header[16..20].copy_from_slice(&sum.to_le_bytes());
+        header.resize(SECTOR_BYTES as usize, 0);
+        header
+    }
+}
+
+/// The first three fields are little-endian here (UEFI specification, appendix A).
+fn mixed(Uuid(bytes): Uuid) -> [u8; 16] {
+    let order = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
+    order.map(|at| bytes[at])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gpt::GptConfig;
 
+    /// By others' code, which checks the sums; then the copy alone.
     #[test]
     fn the_table_reads_back() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let layout = partition(file.as_file(), file.path(), false).unwrap();
-        assert_eq!(layout.offset_bytes, 1 << 20);
-        let table = GptConfig::new().open(file.path()).unwrap();
-        let root = table.partitions().values().find(|p| p.is_used()).unwrap();
-        assert_eq!(root.bytes_len(*table.logical_block_size()).unwrap(), layout.length_bytes);
-        assert_eq!(root.part_guid.to_string(), layout.partition_uuid);
+        for extra in [false, true] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let layout = partition(file.as_file(), file.path(), extra).unwrap();
+            assert_eq!(layout.offset_bytes, 1 << 20);
+            for primary in [true, false] {
+                if !primary {
+                    file.as_file().write_all_at(&[0; 92], SECTOR_BYTES).unwrap();
+                }
+                let table = GptConfig::new().open(file.path()).unwrap();
+                assert_eq!(table.primary_header().is_ok(), primary);
+                let backup = table.backup_header().unwrap();
+                assert_eq!(backup.current_lba, file.as_file().metadata().unwrap().len() / 512 - 1);
+                let used: Vec<_> = table.partitions().values().filter(|p| p.is_used()).collect();
+                let [root] = used[..] else { panic!("{used:?}") };
+                assert_eq!(
+                    root.bytes_len(*table.logical_block_size()).unwrap(),
+                    layout.length_bytes
+                );
+                assert_eq!(root.first_lba * SECTOR_BYTES, layout.offset_bytes);
+                assert_eq!(root.part_guid.to_string(), layout.partition_uuid);
+                assert_eq!(root.part_type_guid, gpt::partition_types::LINUX_FS);
+                assert_eq!(root.name, "root");
+            }
+        }
     }
 }

@@ -172,7 +172,7 @@ impl Recipe {
     ) -> Result<CachedImage> {
         let tools = root::Tools::find(self.arch, cancel)?;
         let say = |text: String| {
-            tracing::info!("{text}");
+            log::info!("{text}");
             progress.send(Progress::Note(text));
         };
         progress.begin(Stage::Download);

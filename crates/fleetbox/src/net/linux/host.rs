@@ -49,7 +49,7 @@ impl Network {
             Err(e) => {
                 // It takes its other end along.
                 if let Err(e) = self.run(|netlink| link::remove(netlink, INNER)).await {
-                    tracing::warn!("remove {INNER}: {e}");
+                    log::warn!("remove {INNER}: {e}");
                 }
                 Err(failed(e))
             }

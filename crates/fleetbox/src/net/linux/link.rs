@@ -102,7 +102,7 @@ pub(super) fn silence_ipv6(netlink: &mut NetlinkSocket, index: u32) {
     let asked = netlink.request(&request).and_then(|mut replies| Ok(replies.recv_ack()?));
     // A kernel without IPv6 has no such setting, and nothing to be silenced.
     if let Err(e) = asked {
-        tracing::debug!("keep IPv6 off interface {index}: {e}");
+        log::debug!("keep IPv6 off interface {index}: {e}");
     }
 }
 

@@ -105,7 +105,7 @@ impl Network {
             let bridge = link::index(netlink, BRIDGE)?;
             let tap_index = link::index(netlink, &name)?;
             link::enslave_up(netlink, tap_index, bridge)?;
-            tracing::info!("the tap {name} is there after {} us", began.elapsed().as_micros());
+            log::info!("the tap {name} is there after {} us", began.elapsed().as_micros());
             Ok(tap)
         })
         .await

@@ -108,7 +108,7 @@ impl Runner {
             let ready = match self.wait() {
                 Ok(ready) => ready,
                 Err(e) => {
-                    tracing::warn!("a relay ended: {e}");
+                    log::warn!("a relay ended: {e}");
                     return;
                 }
             };
@@ -117,7 +117,7 @@ impl Runner {
             }
             for (way, readable) in [(Way::FromGuest, ready.0), (Way::ToGuest, ready.1)] {
                 if readable && let Err(e) = self.read(way, &mut buffer) {
-                    tracing::warn!("a relay's tap is gone: {e}");
+                    log::warn!("a relay's tap is gone: {e}");
                     return;
                 }
             }
@@ -194,7 +194,7 @@ impl Runner {
         };
         // A full tap loses the frame, as any network card does.
         if let Err(e) = rustix::io::write(tap.as_fd(), frame) {
-            tracing::debug!("a relay lost a frame: {e}");
+            log::debug!("a relay lost a frame: {e}");
         }
     }
 }
