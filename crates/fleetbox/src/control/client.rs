@@ -18,9 +18,13 @@ use crate::backend::{BootPlan, SavePlan};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Name;
 
-/// A holder does no slow work before it answers, save stopping and connecting, which carry their
-/// own times.
+/// A holder does no slow work before it answers, save booting, saving, stopping and connecting, which
+/// carry their own times.
 const REPLY_WAIT: Duration = Duration::from_secs(30);
+
+/// A boot begins within that, and a restored guest is who it is to be: each step has a limit of its own in
+/// the holder, which says more.
+const BOOT_WAIT: Duration = Duration::from_mins(5);
 
 /// A save reads and writes all of its machines' memory.
 const SAVE_WAIT: Duration = Duration::from_mins(10);
@@ -57,7 +61,7 @@ impl Client {
     }
 
     pub(crate) async fn boot(&self, plan: BootPlan) -> Result<Booted> {
-        let asked = self.ask(Request::Boot { plan: Box::new(plan) }, REPLY_WAIT).await;
+        let asked = self.ask(Request::Boot { plan: Box::new(plan) }, BOOT_WAIT).await;
         match asked.map_err(lost)?.0 {
             Reply::Booted(booted) => Ok(booted),
             other => Err(unexpected(&other)),

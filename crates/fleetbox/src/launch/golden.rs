@@ -204,8 +204,12 @@ async fn save(golden: Vm, dir: &SnapshotPaths) -> Result<()> {
     destroyed
 }
 
-/// The error of a VM that could not be restored.
+/// The error of a VM that could not be restored. That nothing is heard of its holder says nothing of
+/// what was saved.
 pub(super) fn unusable(error: Error) -> Error {
+    if matches!(error.kind(), ErrorKind::HolderUnavailable | ErrorKind::HolderDied) {
+        return error;
+    }
     Error::new(ErrorKind::SnapshotUnusable, "restore the machine")
         .hint("it may be damaged: remove the snapshot and make it anew")
         .source(error)
