@@ -120,8 +120,8 @@ impl Machine for QemuMachine {
 
     fn set_balloon(&self, mib: u32) -> Asked<'_, ()> {
         // QEMU is told what shall be left.
-        let left_bytes = u64::from(self.plan.memory_mib.saturating_sub(mib)) << 20;
-        Box::pin(self.ask("balloon", json!({ "value": left_bytes })))
+        let left_kib = args::memory_kib(&self.plan).saturating_sub(u64::from(mib) << 10);
+        Box::pin(self.ask("balloon", json!({ "value": left_kib << 10 })))
     }
 
     fn set_disk(&self, disk: Disk) -> Asked<'_, ()> {

@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::args::{DISK_NODE, Memory};
+use super::args::{self, DISK_NODE, Memory};
 use super::{QemuMachine, clock, migration, start};
 use crate::backend::{BootPlan, SavePlan, Saved, Together, monitor};
 use crate::error::{Error, ErrorKind, Result};
@@ -62,7 +62,7 @@ pub(super) async fn save(
 async fn receiver(machine: &QemuMachine, plan: &SavePlan, tap: OwnedFd) -> Result<QemuMachine> {
     let room = || -> io::Result<()> {
         let memory = std::fs::File::create_new(&plan.memory)?;
-        memory.set_len(u64::from(machine.plan.memory_mib) << 20)
+        memory.set_len(args::memory_kib(&machine.plan) << 10)
     };
     room().map_err(|e| Error::io("make", &plan.memory, e))?;
     let like = BootPlan {

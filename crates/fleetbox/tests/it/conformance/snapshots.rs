@@ -2,6 +2,8 @@
 //! backend that can save machines. Each scenario has machines of its own, all made of one golden
 //! machine.
 
+mod memory;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -48,6 +50,7 @@ const SCENARIOS: &[Scenario] = &[
     ("a_warm_start_is_one_without_a_boot", |bed| Box::pin(a_warm_start_is_one_without_a_boot(bed))),
     ("a_cluster_of_one_golden_machine_has_its_addresses", |bed| Box::pin(a_cluster_has_its_addresses(bed))),
     ("a_fork_goes_on_where_it_was_saved", |bed| Box::pin(a_fork_goes_on_where_it_was_saved(bed))),
+    ("memory_is_that_of_one_instant", |bed| Box::pin(memory::it_is_that_of_one_instant(bed))),
     ("a_reverted_one_is_as_it_was", |bed| Box::pin(a_reverted_one_is_as_it_was(bed))),
     ("a_fork_boots_again_as_itself", |bed| Box::pin(a_fork_boots_again_as_itself(bed))),
     ("a_formed_cluster_goes_on_elsewhere", |bed| Box::pin(a_formed_cluster_goes_on_elsewhere(bed))),
