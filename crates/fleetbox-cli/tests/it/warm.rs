@@ -107,6 +107,21 @@ fn a_damaged_one_is_told_and_made_anew() {
     golden(&home);
 }
 
+#[test]
+fn a_damaged_one_that_is_in_use_is_passed_over() {
+    let home = Home::new();
+    home.ok(["up", "web", "--warm", "--backend", "fake"]);
+    std::fs::write(saved(&dir(&home)).join("device"), "other").unwrap();
+    let beside = ran(&mut warm(&home));
+    assert_eq!(beside.code, 0, "{}", beside.stderr);
+    assert!(beside.stderr.contains("a cold boot: "), "{}", beside.stderr);
+    assert!(beside.stderr.contains("it is in use"), "{}", beside.stderr);
+    home.ok(["rm", "-f", "web"]);
+    let again = ran(&mut warm(&home));
+    assert!(again.stderr.contains("is made anew: "), "{}", again.stderr);
+    golden(&home);
+}
+
 /// Also of one whose record cannot be read.
 fn dir_of_any(home: &Home) -> PathBuf {
     let entries = std::fs::read_dir(home.path().join("cache/golden")).unwrap().flatten();

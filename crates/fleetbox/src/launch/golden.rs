@@ -82,7 +82,14 @@ async fn find_or_make(
     request.progress.begin(Stage::Golden);
     snapshot::remove_half_made(&paths.goldens())?;
     // Without a record it is none.
-    snapshot::remove(&dir)?;
+    match snapshot::remove(&dir) {
+        // A damaged one that machines run on.
+        Err(e) if e.kind() == ErrorKind::Conflict => {
+            request.progress.note(format!("a cold boot: {}", e.report()));
+            return Ok(None);
+        }
+        removed => removed?,
+    }
     let golden = make(request, start).await?;
     let saved = save(golden, &dir).await;
     match saved {
@@ -100,11 +107,14 @@ async fn find_or_make(
     }
 }
 
-/// Forgets the golden machine that a restore from failed.
+/// Forgets the golden machine that a restore from failed; one that others run on stays.
 pub(super) fn discard(saved: Saved) -> Result<()> {
     let paths = saved.paths.clone();
     drop(saved);
-    snapshot::remove(&paths)
+    match snapshot::remove(&paths) {
+        Err(e) if e.kind() == ErrorKind::Conflict => Ok(()),
+        removed => removed,
+    }
 }
 
 /// What is there, unless it is damaged; then it is removed, aloud.

@@ -12,7 +12,7 @@ use crate::unique;
 /// Some seconds are what an emulated guest takes for a round, and to notice a signal.
 const ROUND: Duration = Duration::from_mins(1);
 /// What was lost is not lost each time.
-const SAVES: usize = 2;
+const SAVES: usize = 3;
 
 /// Writes the same number to each of a megabyte's pages, round for round, and looks for the last one before.
 /// Once told to, it does one more whole round and ends.
