@@ -78,7 +78,7 @@ async fn run(backend: Backend, name: &str) -> Result<()> {
     step(&mut trio, "a_running_cluster_takes_one_in", a_running_cluster_takes_one_in).await?;
     step(&mut trio, "a_partition_splits_it_in_two", a_partition_splits_it_in_two).await?;
     step(&mut trio, "a_power_cut_takes_one_alone", a_power_cut_takes_one_alone).await?;
-    step(&mut trio, "one_comes_back_where_it_was", one_comes_back_where_it_was).await?;
+    step(&mut trio, "one_that_stops_is_missed_alone", one_that_stops_is_missed_alone).await?;
     step(&mut trio, "all_come_back_where_they_were", all_come_back_where_they_were).await?;
     step(&mut trio, "one_that_is_removed_is_forgotten", one_that_is_removed_is_forgotten).await?;
     step(&mut trio, "a_destroyed_cluster_is_gone", a_destroyed_cluster_is_gone).await
@@ -210,7 +210,8 @@ async fn a_power_cut_takes_one_alone(trio: &mut Trio) -> Result<()> {
     trio.is_whole().await
 }
 
-async fn one_comes_back_where_it_was(trio: &mut Trio) -> Result<()> {
+/// It stays away until all come back.
+async fn one_that_stops_is_missed_alone(trio: &mut Trio) -> Result<()> {
     let (first, two) = (trio.vm(1)?, trio.name_of(2));
     trio.vm(2)?.ssh("echo kept > kept; sync").await?;
     trio.vm(2)?.stop_within(STOP_GRACE).await?;
@@ -218,10 +219,8 @@ async fn one_comes_back_where_it_was(trio: &mut Trio) -> Result<()> {
         forgets(&first, &two).await;
         reaches(&first, &trio.vm(3)?).await?;
     }
-    let back = trio.cluster.add(&two).await?;
-    assert_eq!(back.ssh("cat kept").await?, "kept");
     assert_eq!(trio.cluster.len(), 3);
-    trio.is_whole().await
+    Ok(())
 }
 
 async fn all_come_back_where_they_were(trio: &mut Trio) -> Result<()> {
