@@ -165,8 +165,10 @@ fn allowed_pattern(pattern: &str) -> Result<Regex> {
     })
 }
 
+/// Nor does it have an image that it is told not to fetch.
 fn host_cannot(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::HostUnsupported | ErrorKind::BackendUnavailable)
+    use ErrorKind as K;
+    matches!(error.kind(), K::HostUnsupported | K::BackendUnavailable | K::Offline)
 }
 
 /// Machines to start.

@@ -49,6 +49,30 @@ fn a_test_takes_a_cluster_or_several_machines() {
     });
 }
 
+/// For the test below, which says what is required.
+#[test]
+#[ignore = "wants an image that is not here"]
+fn wants_an_image() {
+    Test::new("testing::wants_an_image")
+        .vm(|vm| vm.image("ubuntu-22.04").backend(Backend::Qemu))
+        .run(async |vm: Vm| assert_eq!(vm.name(), "", "it ran"));
+}
+
+#[test]
+fn an_image_that_may_not_be_fetched_is_nothing_a_host_has() {
+    let home = tempfile::tempdir().unwrap();
+    for (required, passes) in [("fake", true), ("qemu", false)] {
+        let mut test = child::test("testing::wants_an_image");
+        test.env("FLEETBOX_HOME", home.path()).env("FLEETBOX_BUNDLE_DIR", home.path());
+        test.env("FLEETBOX_OFFLINE", "1").env("FLEETBOX_REQUIRE", required);
+        let output = test.output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert_eq!(output.status.success(), passes, "{said}");
+        assert!(said.contains("FLEETBOX_OFFLINE"), "{said}");
+        assert_eq!(said.contains("testing::wants_an_image skipped: "), passes, "{said}");
+    }
+}
+
 #[test]
 fn a_body_may_block() {
     use fleetbox::blocking::Block;
