@@ -16,6 +16,9 @@
 //! # fn main() {}
 //! ```
 //!
+//! It never prints, but for tests. What it has to tell beside errors and progress goes to the crate `log`, under
+//! the target `fleetbox`.
+//!
 //! Modules in the order of the data's way: what a user holds (`cluster`, `vm`, `spec`, `error`), the pipeline
 //! of a start (`launch`, `prepare`, `images`), the conversation with the holder (`control`), the
 //! holder and what it holds (`holder`, `net`, `backend`), and SSH. ARCHITECTURE.md has the map.

@@ -56,6 +56,15 @@ impl Crate {
         Ok(count(&tree))
     }
 
+    /// How many are locked for it, whatever the system.
+    pub(super) fn locked(&self) -> Outcome<u32> {
+        let path = self.dir.join("Cargo.lock");
+        let lock = std::fs::read_to_string(&path).map_err(Failure::io("read", &path))?;
+        let all = lock.lines().filter(|line| *line == "[[package]]").count();
+        // Its own is one.
+        Ok(u32::try_from(all).unwrap_or(u32::MAX).saturating_sub(1))
+    }
+
     fn write(&self, name: &str, text: &str) -> Outcome<()> {
         let path = self.dir.join(name);
         let dir = path.parent().unwrap_or(&self.dir);
