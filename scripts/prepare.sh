@@ -106,6 +106,12 @@ prepare_host() {
     fi
 }
 
+# Where cargo builds, which is the user's to say.
+target_dir() {
+    cargo metadata --locked --no-deps --format-version 1 |
+        sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
+}
+
 # has_image FLEETBOX ALIAS: whether the image is here.
 has_image() {
     "$1" image ls -o json | tr -d ' \n' |
