@@ -34,6 +34,15 @@ pub(crate) fn uuid() -> Result<Uuid> {
     Ok(Uuid(bytes))
 }
 
+impl Uuid {
+    /// To and from the order of a partition table, in which the first three fields are little-endian
+    /// (UEFI specification, appendix A).
+    pub(crate) fn mixed(self) -> Self {
+        let order = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
+        Self(order.map(|at| self.0[at]))
+    }
+}
+
 impl std::fmt::Display for Uuid {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let hex = crate::images::hex(&self.0);

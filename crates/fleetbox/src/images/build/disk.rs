@@ -96,8 +96,8 @@ impl Table {
 
     fn entries(&self) -> Vec<u8> {
         let mut entries = Vec::new();
-        entries.extend(mixed(Self::LINUX));
-        entries.extend(mixed(self.partition));
+        entries.extend(Self::LINUX.mixed().0);
+        entries.extend(self.partition.mixed().0);
         entries.extend([self.first, self.last, 0].map(u64::to_le_bytes).as_flattened());
         entries.extend("root".encode_utf16().flat_map(u16::to_le_bytes));
         entries.resize((Self::ENTRIES * Self::ENTRY_BYTES) as usize, 0);
@@ -112,7 +112,7 @@ impl Table {
         // Its own checksum is taken with zeros in its place.
         header.extend([Self::HEADER_BYTES, 0, 0].map(u32::to_le_bytes).as_flattened());
         header.extend([own, other, first_usable, last_usable].map(u64::to_le_bytes).as_flattened());
-        header.extend(mixed(self.disk));
+        header.extend(self.disk.mixed().0);
         header.extend(entries_at.to_le_bytes());
         let sizes = [Self::ENTRIES, Self::ENTRY_BYTES, crc.checksum(entries)];
         header.extend(sizes.map(u32::to_le_bytes).as_flattened());
@@ -121,12 +121,6 @@ impl Table {
         header.resize(SECTOR_BYTES as usize, 0);
         header
     }
-}
-
-/// The first three fields are little-endian here (UEFI specification, appendix A).
-fn mixed(Uuid(bytes): Uuid) -> [u8; 16] {
-    let order = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
-    order.map(|at| bytes[at])
 }
 
 #[cfg(test)]

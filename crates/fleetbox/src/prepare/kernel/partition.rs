@@ -2,9 +2,10 @@
 //! sizes and believes any count of entries, so an image that is not to be trusted is read here.
 //! It must not know file systems.
 
-use std::fmt::Write;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+
+use crate::sys::random::Uuid;
 
 const SECTOR_BYTES: u64 = 512;
 /// The standard asks for 128 entries of 128 bytes; more is no table.
@@ -72,18 +73,11 @@ fn gpt(disk: &File, header: &[u8]) -> std::io::Result<Vec<Partition>> {
         .collect())
 }
 
-/// The first three fields are little-endian, the rest is a string of bytes.
+/// The text of 16 bytes.
 fn guid(bytes: &[u8]) -> String {
-    let order = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
-    let mut text = String::new();
-    for (i, at) in order.into_iter().enumerate() {
-        if [4, 6, 8, 10].contains(&i) {
-            text.push('-');
-        }
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{:02x}", bytes[at]);
-    }
-    text
+    let mut guid = [0; 16];
+    guid.copy_from_slice(bytes);
+    Uuid(guid).mixed().to_string()
 }
 
 fn mbr(sector: &[u8]) -> Vec<Partition> {

@@ -11,11 +11,19 @@ const CREATE_VM: Opcode = opcode::none(KVMIO, 0x01);
 const CREATE_VCPU: Opcode = opcode::none(KVMIO, 0x41);
 
 /// Calls that take a number and answer with one, which may be a new file descriptor's.
-fn ioctl(fd: &impl AsRawFd, request: Opcode, argument: usize) -> io::Result<i32> {
-    // SAFETY: of the requests above none reads or writes memory of ours; of those below only the
-    // one that names a region does, whose caller says why that is sound.
+///
+/// # Safety
+/// Whatever the request makes of its argument, which may be an address, must be sound.
+unsafe fn ioctl(fd: &impl AsRawFd, request: Opcode, argument: usize) -> io::Result<i32> {
+    // SAFETY: as the caller says.
     let answer = unsafe { libc::ioctl(fd.as_raw_fd(), request.into(), argument) };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+}
+
+/// The same of requests whose argument, if they have one, is a mere number.
+fn ask(fd: &impl AsRawFd, request: Opcode) -> io::Result<i32> {
+    // SAFETY: neither reads nor writes memory of ours.
+    unsafe { ioctl(fd, request, 0) }
 }
 
 fn made(fd: i32) -> OwnedFd {
@@ -31,8 +39,8 @@ fn device() -> io::Result<std::fs::File> {
 /// later.
 #[cfg(not(target_arch = "x86_64"))]
 pub(super) fn run() -> io::Result<()> {
-    let vm = made(ioctl(&device()?, CREATE_VM, 0)?);
-    ioctl(&vm, CREATE_VCPU, 0).map(made).map(drop)
+    let vm = made(ask(&device()?, CREATE_VM)?);
+    ask(&vm, CREATE_VCPU).map(made).map(drop)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -44,7 +52,8 @@ mod x86_64 {
     use std::ptr;
 
     use super::{
-        AsRawFd, CREATE_VCPU, CREATE_VM, KVMIO, Opcode, OwnedFd, device, io, ioctl, made, opcode,
+        AsRawFd, CREATE_VCPU, CREATE_VM, KVMIO, Opcode, OwnedFd, ask, device, io, ioctl, made,
+        opcode,
     };
 
     const GET_VCPU_MMAP_SIZE: Opcode = opcode::none(KVMIO, 0x04);
@@ -85,8 +94,9 @@ mod x86_64 {
 
     pub(in super::super) fn run() -> io::Result<()> {
         let device = device()?;
-        let vm = made(ioctl(&device, CREATE_VM, 0)?);
+        // Before the VM, so that it is dropped after it, however this ends.
         let page = Mapping::new(PAGE_BYTES, None)?;
+        let vm = made(ask(&device, CREATE_VM)?);
         let place = (RESET_VECTOR as usize) % PAGE_BYTES;
         // SAFETY: the page is ours, writable, and has room for the code at that place.
         unsafe { page.address.cast::<u8>().add(place).copy_from(CODE.as_ptr(), CODE.len()) };
@@ -97,15 +107,14 @@ mod x86_64 {
             length_bytes: PAGE_BYTES as u64,
             host_address: page.address as u64,
         };
-        // The region is read during the call; the page outlives the VM, which is dropped before it.
-        ioctl(&vm, SET_USER_MEMORY_REGION, ptr::from_ref(&region) as usize)?;
-        let vcpu = made(ioctl(&vm, CREATE_VCPU, 0)?);
-        let size = usize::try_from(ioctl(&device, GET_VCPU_MMAP_SIZE, 0)?).unwrap_or(0);
+        // SAFETY: the region is read during the call; its page outlives the VM.
+        unsafe { ioctl(&vm, SET_USER_MEMORY_REGION, ptr::from_ref(&region) as usize) }?;
+        let vcpu = made(ask(&vm, CREATE_VCPU)?);
+        let size = usize::try_from(ask(&device, GET_VCPU_MMAP_SIZE)?).unwrap_or(0);
         let shared = Mapping::new(size.max(size_of::<Exit>()), Some(&vcpu))?;
-        ioctl(&vcpu, RUN, 0)?;
+        ask(&vcpu, RUN)?;
         // SAFETY: the mapping is at least that long, page-aligned, and KVM writes to it only in RUN.
         let exit = unsafe { shared.address.cast::<Exit>().read() };
-        drop((vcpu, vm));
         if (exit.reason, exit.direction, exit.port) == (EXIT_IO, EXIT_IO_OUT, PORT) {
             return Ok(());
         }
