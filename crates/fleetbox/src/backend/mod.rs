@@ -231,6 +231,9 @@ pub(crate) struct BootPlan {
     /// Further drives, which the guest cannot write to.
     #[serde(default)]
     pub fixtures: Vec<Drive>,
+    /// Its processors, if they are emulated, take turns on one of the host's.
+    #[serde(default)]
+    pub in_turn: bool,
 }
 
 /// A drive that a guest can only read.
@@ -276,6 +279,7 @@ impl BootPlan {
             restore: None,
             memory: None,
             fixtures: Vec::new(),
+            in_turn: false,
         }
     }
 

@@ -387,7 +387,7 @@ impl State {
 
 /// The holder's own share in the machine's memory, which the starter's may not outlive.
 fn reservation(plan: &BootPlan) -> Result<Option<Reservation>> {
-    plan.memory.as_deref().map(|path| memory::hold(path, plan.memory_mib)).transpose()
+    plan.memory.as_deref().map(|path| memory::hold(path, plan.memory_mib, plan.cpus)).transpose()
 }
 
 /// What an earlier boot wrote would be taken for this one's.

@@ -7,18 +7,18 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::StartRequest;
+use crate::backend::BootPlan;
 use crate::backend::select::{self, Wanted};
 use crate::control::client::{Client, Hold};
 use crate::env::{self, MemoryLimit};
 use crate::error::Result;
 use crate::images;
 use crate::progress::ProgressSink;
-use crate::spec::Name;
+use crate::spec::{Name, VmSpec};
 use crate::store::memory::{Ledger, Promise, Reservation, Turn, Waiting};
 use crate::store::paths::Paths;
 use crate::store::record::VmRecord;
@@ -29,16 +29,21 @@ const POLL_LAST: Duration = Duration::from_millis(500);
 
 /// The memory a start was given, until the start is over; its machine's holder takes a share of its own.
 #[derive(Debug, Clone)]
-pub(crate) struct Granted(Arc<Reservation>);
+pub(crate) struct Granted {
+    reservation: Arc<Reservation>,
+    in_turn: bool,
+}
 
 impl Granted {
-    pub(super) fn path(&self) -> &Path {
-        self.0.path()
+    /// Writes down what the machine was given.
+    pub(super) fn give(&self, plan: &mut BootPlan) {
+        plan.memory = Some(self.reservation.path().to_owned());
+        plan.in_turn = self.in_turn;
     }
 
     /// Tells where to see how much of it the machine has taken.
     pub(super) fn runs_under(&self, hold: &Hold) -> Result<()> {
-        hold.holder_pid().map_or(Ok(()), |pid| self.0.runs_under(pid))
+        hold.holder_pid().map_or(Ok(()), |pid| self.reservation.runs_under(pid))
     }
 }
 
@@ -47,6 +52,7 @@ impl Granted {
 struct Ask {
     vm: Name,
     memory_mib: u32,
+    cpus: u32,
     /// It needs no more than it has, even if nobody wrote that down.
     runs: bool,
 }
@@ -95,8 +101,8 @@ async fn asks(paths: &Paths, requests: &[StartRequest], cluster: &Name) -> Resul
         }
         if is_limited || !is_fake {
             let spec = known.as_ref().map_or(&request.spec, |known| &known.spec);
-            let (vm, memory_mib) = (request.name.clone(), spec.memory_mib);
-            asks.push(Ask { vm, memory_mib, runs: false });
+            let VmSpec { memory_mib, cpus, .. } = *spec;
+            asks.push(Ask { vm: request.name.clone(), memory_mib, cpus, runs: false });
         }
     }
     if !asks.is_empty() {
@@ -137,9 +143,13 @@ async fn admit(
                     turn = Some(ledger.queue_up(grows.then_some(cluster))?);
                 }
                 (Verdict::Fits | Verdict::Anyway(_), _) => {
+                    let new = asks.iter().filter(|ask| !ledger.has(cluster, &ask.vm));
+                    let all = cpus(&ledger) + new.map(|ask| u64::from(ask.cpus)).sum::<u64>();
                     let reserve = |ask: &Ask| {
-                        let reserved = ledger.reserve(cluster, &ask.vm, ask.memory_mib)?;
-                        Ok(Granted(Arc::new(reserved)))
+                        let reserved =
+                            ledger.reserve(cluster, &ask.vm, ask.memory_mib, ask.cpus)?;
+                        let in_turn = is_one_core(cores(), ask.cpus.into(), all);
+                        Ok(Granted { reservation: Arc::new(reserved), in_turn })
                     };
                     return asks.iter().map(reserve).collect();
                 }
@@ -300,6 +310,26 @@ impl fmt::Display for Why {
             Why::AllWait => "those that run wait for it, and guests often need less",
         })
     }
+}
+
+/// Whether the processors of a machine that runs already should take turns.
+pub(super) fn in_turn(paths: &Paths, spec: &VmSpec) -> Result<bool> {
+    Ok(is_one_core(cores(), spec.cpus.into(), cpus(&Ledger::open(paths)?)))
+}
+
+/// Of all machines that run or start.
+fn cpus(ledger: &Ledger) -> u64 {
+    ledger.promises.iter().map(|promise| promise.entry.cpus).sum()
+}
+
+fn cores() -> u64 {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64)
+}
+
+/// Whether a machine's part of the host's cores is nearer to one than to two, if all its and the others'
+/// processors have work. One processor that waits for another, which has no core, makes work of that.
+fn is_one_core(cores: u64, cpus: u64, all_cpus: u64) -> bool {
+    2 * cores * cpus < 3 * all_cpus
 }
 
 fn promised(promises: &[Promise]) -> u64 {

@@ -182,11 +182,8 @@ async fn boot_until_alive(
 ) -> Result<Accel> {
     let ToBoot { record, member, mut start, restore } = to_boot;
     if let Some(restore) = restore {
-        let plan = BootPlan {
-            restore: Some(Box::new(restore)),
-            memory: request.memory.as_ref().map(|granted| granted.path().to_owned()),
-            ..start.plan(record, member)?
-        };
+        let mut plan = BootPlan { restore: Some(Box::new(restore)), ..start.plan(record, member)? };
+        request.memory.iter().for_each(|granted| granted.give(&mut plan));
         let accel = plan.accel;
         request.trail.boots();
         timings.enter(Stage::Restore);
@@ -199,7 +196,7 @@ async fn boot_until_alive(
     }
     loop {
         let mut plan = start.plan(record, member)?;
-        plan.memory = request.memory.as_ref().map(|granted| granted.path().to_owned());
+        request.memory.iter().for_each(|granted| granted.give(&mut plan));
         request.trail.boots();
         let began = Instant::now();
         let (accel, console) = (plan.accel, plan.console.clone());

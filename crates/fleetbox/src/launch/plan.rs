@@ -126,6 +126,7 @@ impl Start {
             restore: None,
             memory: None,
             fixtures: drives(record, member),
+            in_turn: false,
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::prepared::{choose, image, layers};
 use super::restore::{self, Saved};
-use super::{StartRequest, plan, ready};
+use super::{StartRequest, admission, plan, ready};
 use crate::backend::{Backend, BootPlan};
 use crate::control::client::Client;
 use crate::control::message::Outage;
@@ -49,7 +49,8 @@ pub(crate) async fn revert(
         // What it had it keeps.
         let memory = paths.memory_of(&record.cluster, &record.name);
         let memory = memory.exists().then_some(memory);
-        let plan = BootPlan { restore, memory, ..start.plan(&record, &member)? };
+        let in_turn = admission::in_turn(&paths, &record.spec)?;
+        let plan = BootPlan { restore, memory, in_turn, ..start.plan(&record, &member)? };
         let accel = plan.accel;
         client.boot(plan).await.map_err(super::golden::unusable)?;
         Ok::<_, Error>(accel)

@@ -59,6 +59,7 @@ fn machine(plan: &BootPlan) -> Result<String> {
         layers: Vec::new(),
         restore: None,
         memory: None,
+        in_turn: false,
         ..plan.clone()
     };
     let told = json!({ "arguments": backend::command_line(&plan), "disk_bytes": plan.disk_bytes });

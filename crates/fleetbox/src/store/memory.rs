@@ -1,5 +1,5 @@
-//! Owns what the state root knows of its machines' memory: a reservation for each that runs or is about
-//! to, and the queue of those who wait for one. Each is a file that counts for as long as a process has a
+//! Owns what the state root knows of its machines' memory and processors: a reservation for each that runs
+//! or is about to, and the queue of those who wait for one. Each is a file that counts for as long as a process has a
 //! share in it, so whoever dies, in whatever way, gives back what they had. It must not decide who gets
 //! what.
 
@@ -31,11 +31,11 @@ impl Reservation {
 }
 
 /// Takes a share in a reservation that is there, or makes it.
-pub(crate) fn hold(path: &Path, memory_mib: u32) -> Result<Reservation> {
+pub(crate) fn hold(path: &Path, memory_mib: u32, cpus: u32) -> Result<Reservation> {
     let share = lock::share(path)?;
     let length = share.file().metadata().map_err(|e| Error::io("look at", path, e))?.len();
     if length == 0 {
-        let entry = Entry { memory_mib: memory_mib.into(), holder: None };
+        let entry = Entry { memory_mib: memory_mib.into(), cpus: cpus.into(), holder: None };
         write(&share, &entry.text())?;
     }
     Ok(Reservation { share })
@@ -53,6 +53,7 @@ fn write(share: &Share, text: &str) -> Result<()> {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub memory_mib: u64,
+    pub cpus: u64,
     /// The process whose child the machine's monitor is, once there is one.
     pub holder: Option<u32>,
 }
@@ -60,7 +61,7 @@ pub(crate) struct Entry {
 impl Entry {
     fn text(self) -> String {
         let holder = self.holder.map(|pid| format!("holder={pid}\n"));
-        format!("mib={}\n{}", self.memory_mib, holder.unwrap_or_default())
+        format!("mib={}\ncpus={}\n{}", self.memory_mib, self.cpus, holder.unwrap_or_default())
     }
 
     /// Of one that cannot be read, or is just being made, no more is known than that it is there.
@@ -68,6 +69,7 @@ impl Entry {
         let number = |key| value(path, key)?.parse::<u64>().ok();
         Self {
             memory_mib: number("mib=").unwrap_or_default(),
+            cpus: number("cpus=").unwrap_or_default(),
             holder: number("holder=").and_then(|pid| pid.try_into().ok()),
         }
     }
@@ -141,8 +143,9 @@ impl Ledger {
         cluster: &Name,
         vm: &Name,
         memory_mib: u32,
+        cpus: u32,
     ) -> Result<Reservation> {
-        hold(&self.paths.memory_of(cluster, vm), memory_mib)
+        hold(&self.paths.memory_of(cluster, vm), memory_mib, cpus)
     }
 
     /// The last place in the queue, for a machine or for a cluster that wants to grow.
@@ -195,13 +198,13 @@ mod tests {
     fn a_reservation_is_there_until_the_last_share_goes() {
         let (_dir, paths) = root();
         let (web, cluster) = (name("web"), name("shop"));
-        let start = Ledger::open(&paths).unwrap().reserve(&cluster, &web, 1024).unwrap();
-        let holder = hold(start.path(), 1024).unwrap();
+        let start = Ledger::open(&paths).unwrap().reserve(&cluster, &web, 1024, 2).unwrap();
+        let holder = hold(start.path(), 1024, 2).unwrap();
         start.runs_under(7).unwrap();
         drop(start);
         let ledger = Ledger::open(&paths).unwrap();
         assert!(ledger.has(&cluster, &web) && !ledger.has(&web, &cluster));
-        assert_eq!(ledger.promises[0].entry, Entry { memory_mib: 1024, holder: Some(7) });
+        assert_eq!(ledger.promises[0].entry, Entry { memory_mib: 1024, cpus: 2, holder: Some(7) });
         drop(ledger);
         drop(holder);
         assert!(Ledger::open(&paths).unwrap().promises.is_empty());
@@ -211,7 +214,7 @@ mod tests {
     #[test]
     fn a_holder_takes_it_anew_if_it_is_gone() {
         let (_dir, paths) = root();
-        let held = hold(&paths.memory_of(&name("web"), &name("web")), 512).unwrap();
+        let held = hold(&paths.memory_of(&name("web"), &name("web")), 512, 1).unwrap();
         assert_eq!(Ledger::open(&paths).unwrap().promises[0].entry.memory_mib, 512);
         drop(held);
     }
@@ -238,7 +241,7 @@ mod tests {
     #[test]
     fn a_sweep_leaves_what_is_held() {
         let (_dir, paths) = root();
-        let held = hold(&paths.memory_of(&name("a"), &name("a")), 512).unwrap();
+        let held = hold(&paths.memory_of(&name("a"), &name("a")), 512, 1).unwrap();
         let left = paths.memory_of(&name("b"), &name("b"));
         std::fs::write(&left, "mib=512\n").unwrap();
         assert_eq!(sweep(&paths).unwrap(), [left]);

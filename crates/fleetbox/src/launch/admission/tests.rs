@@ -10,7 +10,7 @@ fn name(text: &str) -> Name {
 /// Machines that are promised 1024 MiB each, one of each cluster, under a holder of that pid.
 fn promises(clusters: &[(&str, Option<u32>)]) -> Vec<Promise> {
     let promise = |(cluster, holder): &(&str, Option<u32>)| {
-        let entry = Entry { memory_mib: 1024, holder: *holder };
+        let entry = Entry { memory_mib: 1024, cpus: 2, holder: *holder };
         Promise { cluster: name(cluster), vm: name("vm"), entry }
     };
     clusters.iter().map(promise).collect()
@@ -90,8 +90,8 @@ fn what_machines_may_still_take_is_not_free() {
 fn a_limit_counts_promises_and_none_lets_all_go() {
     let dir = tempfile::tempdir().unwrap();
     let paths = Paths::at(dir.path()).unwrap();
-    let held = Ledger::open(&paths).unwrap().reserve(&name("a"), &name("a"), 1024).unwrap();
-    let ask = |vm: &str, memory_mib| Ask { vm: name(vm), memory_mib, runs: false };
+    let held = Ledger::open(&paths).unwrap().reserve(&name("a"), &name("a"), 1024, 2).unwrap();
+    let ask = |vm: &str, memory_mib| Ask { vm: name(vm), memory_mib, cpus: 2, runs: false };
     let verdict = |limit, asks: &[Ask]| {
         let ledger = Ledger::open(&paths).unwrap();
         Case::of(&ledger, &name("a"), asks, Some(limit), None, false).verdict()
@@ -134,4 +134,14 @@ fn a_note_says_what_is_wanted_what_is_there_and_what_to_set() {
     }
     let note = Verdict::Anyway(Why::Alone).note(&case, true).unwrap();
     assert!(note.starts_with("starts although 4096 MiB wanted"), "{note}");
+}
+
+#[test]
+fn processors_take_turns_where_their_machine_has_one_core_to_itself() {
+    // Alone on two cores; one of two; one of three that start together.
+    assert!(!is_one_core(2, 2, 2) && is_one_core(2, 2, 4) && is_one_core(2, 2, 6));
+    // One core has no room for two anyway; many have for all.
+    assert!(is_one_core(1, 2, 2) && !is_one_core(8, 2, 10));
+    // Large ones are not made small by a small one.
+    assert!(!is_one_core(8, 8, 10) && is_one_core(2, 3, 5));
 }
