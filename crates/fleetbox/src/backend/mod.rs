@@ -160,6 +160,17 @@ pub(crate) enum Accel {
     Tcg,
 }
 
+/// How the processors of an emulated machine share those of the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Turns {
+    /// Each in a thread of its own.
+    #[default]
+    SideBySide,
+    /// One after the other, in one thread.
+    InTurn,
+}
+
 /// What a machine's processor runs first.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -231,9 +242,9 @@ pub(crate) struct BootPlan {
     /// Further drives, which the guest cannot write to.
     #[serde(default)]
     pub fixtures: Vec<Drive>,
-    /// Its processors, if they are emulated, take turns on one of the host's.
+    /// How its processors run, if they are emulated.
     #[serde(default)]
-    pub in_turn: bool,
+    pub turns: Turns,
 }
 
 /// A drive that a guest can only read.
@@ -279,7 +290,7 @@ impl BootPlan {
             restore: None,
             memory: None,
             fixtures: Vec::new(),
-            in_turn: false,
+            turns: Turns::default(),
         }
     }
 

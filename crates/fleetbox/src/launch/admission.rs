@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::StartRequest;
-use crate::backend::BootPlan;
 use crate::backend::select::{self, Wanted};
+use crate::backend::{BootPlan, Turns};
 use crate::control::client::{Client, Hold};
 use crate::env::{self, MemoryLimit};
 use crate::error::Result;
@@ -31,14 +31,14 @@ const POLL_LAST: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone)]
 pub(crate) struct Granted {
     reservation: Arc<Reservation>,
-    in_turn: bool,
+    turns: Turns,
 }
 
 impl Granted {
     /// Writes down what the machine was given.
     pub(super) fn give(&self, plan: &mut BootPlan) {
         plan.memory = Some(self.reservation.path().to_owned());
-        plan.in_turn = self.in_turn;
+        plan.turns = self.turns;
     }
 
     /// Tells where to see how much of it the machine has taken.
@@ -148,8 +148,8 @@ async fn admit(
                     let reserve = |ask: &Ask| {
                         let reserved =
                             ledger.reserve(cluster, &ask.vm, ask.memory_mib, ask.cpus)?;
-                        let in_turn = is_one_core(cores(), ask.cpus.into(), all);
-                        Ok(Granted { reservation: Arc::new(reserved), in_turn })
+                        let turns = turns_of(cores(), ask.cpus.into(), all);
+                        Ok(Granted { reservation: Arc::new(reserved), turns })
                     };
                     return asks.iter().map(reserve).collect();
                 }
@@ -312,9 +312,9 @@ impl fmt::Display for Why {
     }
 }
 
-/// Whether the processors of a machine that runs already should take turns.
-pub(super) fn in_turn(paths: &Paths, spec: &VmSpec) -> Result<bool> {
-    Ok(is_one_core(cores(), spec.cpus.into(), cpus(&Ledger::open(paths)?)))
+/// How the processors of a machine that has its memory are to run.
+pub(super) fn turns(paths: &Paths, spec: &VmSpec) -> Result<Turns> {
+    Ok(turns_of(cores(), spec.cpus.into(), cpus(&Ledger::open(paths)?)))
 }
 
 /// Of all machines that run or start.
@@ -326,10 +326,10 @@ fn cores() -> u64 {
     std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64)
 }
 
-/// Whether a machine's part of the host's cores is nearer to one than to two, if all its and the others'
-/// processors have work. One processor that waits for another, which has no core, makes work of that.
-fn is_one_core(cores: u64, cpus: u64, all_cpus: u64) -> bool {
-    2 * cores * cpus < 3 * all_cpus
+/// In turn, where a machine's part of the host's cores is nearer to one than to two if all processors have
+/// work: one that waits for another, which has no core, makes work of that.
+fn turns_of(cores: u64, cpus: u64, all_cpus: u64) -> Turns {
+    if 2 * cores * cpus < 3 * all_cpus { Turns::InTurn } else { Turns::SideBySide }
 }
 
 fn promised(promises: &[Promise]) -> u64 {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::prepared::Bootable;
 use crate::backend::select::{self, Choice};
-use crate::backend::{Accel, Backend, Boot, BootPlan, Drive, FirmwareFiles};
+use crate::backend::{Accel, Backend, Boot, BootPlan, Drive, FirmwareFiles, Turns};
 use crate::error::{Error, Result};
 use crate::prepare::firmware::{self, Firmware};
 use crate::prepare::fixture;
@@ -126,7 +126,7 @@ impl Start {
             restore: None,
             memory: None,
             fixtures: drives(record, member),
-            in_turn: false,
+            turns: Turns::default(),
         }
     }
 

@@ -49,8 +49,8 @@ pub(crate) async fn revert(
         // What it had it keeps.
         let memory = paths.memory_of(&record.cluster, &record.name);
         let memory = memory.exists().then_some(memory);
-        let in_turn = admission::in_turn(&paths, &record.spec)?;
-        let plan = BootPlan { restore, memory, in_turn, ..start.plan(&record, &member)? };
+        let turns = admission::turns(&paths, &record.spec)?;
+        let plan = BootPlan { restore, memory, turns, ..start.plan(&record, &member)? };
         let accel = plan.accel;
         client.boot(plan).await.map_err(super::golden::unusable)?;
         Ok::<_, Error>(accel)

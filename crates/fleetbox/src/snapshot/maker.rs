@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::backend::{self, Accel, Boot, BootPlan, Drive};
+use crate::backend::{self, Accel, Boot, BootPlan, Drive, Turns};
 use crate::error::{Error, Result};
 use crate::images::hex;
 use crate::spec::Name;
@@ -59,7 +59,7 @@ fn machine(plan: &BootPlan) -> Result<String> {
         layers: Vec::new(),
         restore: None,
         memory: None,
-        in_turn: false,
+        turns: Turns::default(),
         ..plan.clone()
     };
     let told = json!({ "arguments": backend::command_line(&plan), "disk_bytes": plan.disk_bytes });

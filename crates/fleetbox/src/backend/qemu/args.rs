@@ -3,7 +3,7 @@
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use crate::backend::{Accel, Boot, BootPlan, FirmwareFiles};
+use crate::backend::{Accel, Boot, BootPlan, FirmwareFiles, Turns};
 use crate::spec::Arch;
 
 /// Where QEMU finds its tap and its QMP connection.
@@ -86,7 +86,10 @@ fn machine(args: &mut Args, plan: &BootPlan) {
         Accel::Tcg => {
             let cache_mib =
                 if plan.nested_virt { TRANSLATION_CACHE_NESTED_MIB } else { TRANSLATION_CACHE_MIB };
-            let threads = if plan.in_turn { "single" } else { "multi" };
+            let threads = match plan.turns {
+                Turns::SideBySide => "multi",
+                Turns::InTurn => "single",
+            };
             args.add("-accel", format!("tcg,thread={threads},tb-size={cache_mib}"));
             let cpu = match plan.arch {
                 // The architected pointer authentication is very slow to emulate (QEMU's
@@ -257,7 +260,7 @@ mod tests {
             line(&plan())
                 .contains("-accel tcg,thread=multi,tb-size=512 -cpu max,erms=off,fsrm=off -smp 2")
         );
-        let in_turn = BootPlan { in_turn: true, ..plan() };
+        let in_turn = BootPlan { turns: Turns::InTurn, ..plan() };
         assert!(line(&in_turn).contains("-accel tcg,thread=single,tb-size=512 -cpu max,"));
         let kvm = BootPlan { accel: Accel::Kvm, ..plan() };
         assert!(line(&kvm).contains("-accel kvm -cpu host"));

@@ -138,10 +138,11 @@ fn a_note_says_what_is_wanted_what_is_there_and_what_to_set() {
 
 #[test]
 fn processors_take_turns_where_their_machine_has_one_core_to_itself() {
+    let turns = |cores, cpus, all| turns_of(cores, cpus, all) == Turns::InTurn;
     // Alone on two cores; one of two; one of three that start together.
-    assert!(!is_one_core(2, 2, 2) && is_one_core(2, 2, 4) && is_one_core(2, 2, 6));
+    assert!(!turns(2, 2, 2) && turns(2, 2, 4) && turns(2, 2, 6));
     // One core has no room for two anyway; many have for all.
-    assert!(is_one_core(1, 2, 2) && !is_one_core(8, 2, 10));
+    assert!(turns(1, 2, 2) && !turns(8, 2, 10));
     // Large ones are not made small by a small one.
-    assert!(!is_one_core(8, 8, 10) && is_one_core(2, 3, 5));
+    assert!(!turns(8, 8, 10) && turns(2, 3, 5));
 }
