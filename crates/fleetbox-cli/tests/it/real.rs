@@ -14,6 +14,8 @@ use crate::process::{self, FLEETBOX, Ran, has_tool, is_root, until};
 
 /// An account without rights that every Linux has.
 const NOBODY: u32 = 65534;
+/// As many boot side by side as there are tests here, in state roots that know nothing of each other.
+const CPUS: &str = "1";
 
 /// The disk of debian-12 in this user's own state root, if it is there. Where QEMU is required it
 /// must be.
@@ -126,7 +128,7 @@ fn an_ordinary_user_boots_works_stops_boots_again_and_leaves_nothing() {
     let before = interfaces();
     let user = Account::new(&image);
     let image = user.image.to_str().unwrap();
-    let printed = user.ok(&["up", "web", "--image", image, "--memory", "1024"]);
+    let printed = user.ok(&["up", "web", "--image", image, "--memory", "1024", "--cpus", CPUS]);
     assert!(printed.starts_with("web running "), "{printed}");
     assert_eq!(interfaces(), before, "the host's network was touched");
     let uname = user.ok(&["ssh", "web", "--", "uname", "-a"]);
@@ -189,7 +191,8 @@ fn no_process(home: &Path) {
 fn a_machine_whose_holder_is_killed_boots_again_from_its_disk() {
     let Some(image) = image() else { return };
     let home = Home::new();
-    home.ok(["up", "web", "--image", image.to_str().unwrap(), "--memory", "1024"]);
+    let image = image.to_str().unwrap();
+    home.ok(["up", "web", "--image", image, "--memory", "1024", "--cpus", CPUS]);
     home.ok(["ssh", "web", "--", "echo kept | sudo tee /root/kept && sync"]);
     let holder = {
         let stream = std::os::unix::net::UnixStream::connect(home.socket("web")).unwrap();

@@ -109,7 +109,6 @@ const SCENARIOS: &[Scenario] = scenarios! {
     ends::a_stop_is_polite_even_to_a_paused_one, Vm;
     ends::a_power_cut_keeps_what_was_synced, Vm;
     // They end it.
-    ends::a_disk_that_fails_writes_says_so, Guest;
     ends::a_killed_monitor_is_noticed_and_named, Vm;
     ends::a_stopped_one_refuses_calls_at_once, Vm;
     ends::a_destroyed_one_leaves_nothing, Vm;

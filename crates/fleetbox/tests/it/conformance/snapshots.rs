@@ -52,7 +52,6 @@ const SCENARIOS: &[Scenario] = &[
     ("a_fork_goes_on_where_it_was_saved", |bed| Box::pin(a_fork_goes_on_where_it_was_saved(bed))),
     ("memory_is_that_of_one_instant", |bed| Box::pin(memory::it_is_that_of_one_instant(bed))),
     ("a_reverted_one_is_as_it_was", |bed| Box::pin(a_reverted_one_is_as_it_was(bed))),
-    ("a_fork_boots_again_as_itself", |bed| Box::pin(a_fork_boots_again_as_itself(bed))),
     ("a_formed_cluster_goes_on_elsewhere", |bed| Box::pin(a_formed_cluster_goes_on_elsewhere(bed))),
     ("what_cannot_be_is_refused", |bed| Box::pin(what_cannot_be_is_refused(bed))),
 ];
@@ -313,23 +312,6 @@ async fn a_reverted_one_is_as_it_was(bed: &Bed) -> Result<()> {
     }
     vm.destroy().await?;
     saved.remove()
-}
-
-async fn a_fork_boots_again_as_itself(bed: &Bed) -> Result<()> {
-    let name = unique("again");
-    let vm = bed.warm(&name).ephemeral(false).start().await?;
-    vm.ssh("echo kept > file && sync").await?;
-    let id = vm.ssh("cat /etc/machine-id").await?;
-    vm.stop().await?;
-    let vm = Vm::start(&name).await?;
-    assert_eq!(vm.ssh("cat file").await?, "kept");
-    assert_eq!(vm.ssh("hostname").await?, name);
-    assert_eq!(vm.ssh("cat /etc/machine-id").await?, id);
-    if bed.has_guests() {
-        let state = "systemctl is-system-running --wait";
-        assert_eq!(vm.ssh(state).await?, "running");
-    }
-    vm.destroy().await
 }
 
 /// Serves one connection, and tells how often it was called.
