@@ -1,5 +1,5 @@
 //! Owns the list of what the library promises of fixtures, run against every backend. Each scenario finds
-//! what the one before left: one machine that boots, and then some that come back from a golden one.
+//! what the one before left. Where machines can be saved all come back from a golden one, and boot later.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -115,12 +115,13 @@ impl Bed {
     }
 }
 
-/// The machine that boots, if the host can have one.
+/// The first machine, if the host can have one.
 async fn first(bed: &Bed) -> Result<Vm, String> {
     if bed.has_guests() && !require::has_image().await {
         return Err("the image is not here; `fleetbox image build debian-12` makes it".to_owned());
     }
-    match bed.builder(&bed.name).start().await {
+    let warm = bed.backend.capabilities().snapshot;
+    match bed.builder(&bed.name).warm(warm).start().await {
         Err(e)
             if matches!(e.kind(), ErrorKind::HostUnsupported | ErrorKind::BackendUnavailable) =>
         {
