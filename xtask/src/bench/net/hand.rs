@@ -11,6 +11,9 @@ use crate::process;
 /// What the seeds say is their gateway.
 const GATEWAY: &str = "10.213.77.1";
 const NETWORK: &str = "10.213.77.0/24";
+/// That of the machines' own network. A guest that was saved remembers it, and would talk to nobody for the
+/// seconds after which it asks again.
+const GATEWAY_MAC: &str = "52:54:00:fb:00:01";
 
 pub(super) struct ByHand {
     guests: Vec<Guest>,
@@ -78,8 +81,18 @@ impl Bridge {
         let taps = [1, 2].map(|tap| format!("fbb{number}t{tap}"));
         // From here on it is removed, whatever fails.
         let bridge = Self { name, taps };
-        ip(&["link", "add", &bridge.name, "type", "bridge", "mcast_snooping", "0"])
-            .map_err(|e| e.hint("only root makes a bridge by hand"))?;
+        ip(&[
+            "link",
+            "add",
+            &bridge.name,
+            "address",
+            GATEWAY_MAC,
+            "type",
+            "bridge",
+            "mcast_snooping",
+            "0",
+        ])
+        .map_err(|e| e.hint("only root makes a bridge by hand"))?;
         ip(&["addr", "add", &format!("{GATEWAY}/24"), "dev", &bridge.name])?;
         ip(&["link", "set", &bridge.name, "up"])?;
         for tap in &bridge.taps {
