@@ -1,7 +1,7 @@
 //! Owns what the state root knows of its machines' memory and processors: a reservation for each that runs
-//! or is about to, and the queue of those who wait for one. Each is a file that counts for as long as a process has a
-//! share in it, so whoever dies, in whatever way, gives back what they had. It must not decide who gets
-//! what.
+//! or is about to, and the queue of those who wait for one. Each is a file that counts for as long as a
+//! process has a share in it, so whoever dies, in whatever way, gives back what they had. It must not decide
+//! who gets what.
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

@@ -11,8 +11,8 @@ use crate::process;
 /// What the seeds say is their gateway.
 const GATEWAY: &str = "10.213.77.1";
 const NETWORK: &str = "10.213.77.0/24";
-/// That of the machines' own network. A guest that was saved remembers it, and would talk to nobody for the
-/// seconds after which it asks again.
+/// That of the machines' own network (the library's `net/linux`). A guest that was saved remembers it, and
+/// would talk to nobody for the seconds after which it asks again.
 const GATEWAY_MAC: &str = "52:54:00:fb:00:01";
 
 pub(super) struct ByHand {

@@ -1,6 +1,6 @@
 //! Two real guests on one network: their names, faults between them as seen from inside, what the host
-//! still reaches. How exact a fault is depends on how busy
-//! the host is: here it is only seen that it is there and of the right size.
+//! still reaches. How exact a fault is depends on how busy the host is: here it is only seen that it is
+//! there and of the right size.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
