@@ -322,6 +322,17 @@ def mount(ask):
     return {"failed": None}
 
 
+def keep_session():
+    """Stays in the login's group until the waiter ends. Ten seconds after a user's last session systemd
+    ends that user's manager, and each restored machine's first login would wait for a new one."""
+    ends, held_open = os.pipe()
+    if os.fork() == 0:
+        os.close(held_open)
+        os.read(ends, 1)
+        os._exit(0)
+    os.close(ends)
+
+
 def do(what, ask):
     known = {"become": become, "clock": set_clock, "mount": mount}
     return known[what](ask) if what in known else {}
@@ -384,8 +395,9 @@ os.setsid()
 nothing = os.open("/dev/null", os.O_RDWR)
 for number in (0, 1, 2):
     os.dup2(nothing, number)
+keep_session()
 try:
-    # Out of the login's group: that is over when nobody is in it any more.
+    # Out of the login's group, where some systems end whoever is left.
     write_to = os.open("/sys/fs/cgroup/cgroup.procs", os.O_WRONLY)
     os.write(write_to, b"0")
     os.close(write_to)

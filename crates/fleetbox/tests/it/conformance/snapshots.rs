@@ -125,6 +125,10 @@ async fn two_of_one_golden_machine_are_two(bed: &Bed) -> Result<()> {
             its_clock_is_right(vm).await?;
             is_whole(vm).await?;
         }
+        // A new one would cost each first login more than all else.
+        let since = "systemctl show -P ActiveEnterTimestampMonotonic user@$(id -u)";
+        let (one, other) = tokio::try_join!(first.ssh(since), second.ssh(since))?;
+        assert_eq!(one, other, "the user's systemd is not the golden machine's");
     }
     tokio::try_join!(first.destroy(), second.destroy())?;
     Ok(())
