@@ -1,4 +1,4 @@
-//! Real machines by the command: one as an ordinary user, one whose holder is killed.
+//! A real machine by the command, as an ordinary user, whose holder is killed meanwhile.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -9,12 +9,12 @@ use std::time::Instant;
 
 use rustix::process::Signal;
 
-use crate::home::{GONE, Home};
+use crate::home::GONE;
 use crate::process::{self, FLEETBOX, Ran, has_tool, is_root, until};
 
 /// An account without rights that every Linux has.
 const NOBODY: u32 = 65534;
-/// As many boot side by side as there are tests here, in state roots that know nothing of each other.
+/// Others boot beside it, in state roots that know nothing of each other.
 const CPUS: &str = "1";
 
 /// The disk of debian-12 in this user's own state root, if it is there. Where QEMU is required it
@@ -117,7 +117,7 @@ fn can_open_tun(uid: Option<u32>) -> bool {
 }
 
 #[test]
-fn an_ordinary_user_boots_works_stops_boots_again_and_leaves_nothing() {
+fn an_ordinary_user_boots_works_loses_the_holder_boots_again_and_leaves_nothing() {
     let Some(image) = image() else { return };
     let required = fleetbox::testing::required(fleetbox::Backend::Qemu).unwrap();
     if !can_open_tun(is_root().then_some(NOBODY)) {
@@ -146,15 +146,19 @@ fn an_ordinary_user_boots_works_stops_boots_again_and_leaves_nothing() {
 
     let known_hosts = user.home().join("clusters/web/web/known_hosts");
     let key = std::fs::read(&known_hosts).unwrap();
-    user.ok(&["down", "web"]);
-    no_process(&user.home());
+    user.ok(&["ssh", "web", "--", "sync"]);
+    kill_holder(&user);
     assert_eq!(user.ok(&["up", "web"]), printed, "the same address");
     assert_eq!(std::fs::read(&known_hosts).unwrap(), key);
     user.ok(&["ssh", "web", "--", "test $(stat -c %s /var/tmp/file) = 2000000"]);
+    let state = user.ok(&["ssh", "web", "--", "systemctl", "is-system-running", "--wait"]);
+    assert_eq!(state, "running\n", "its disk was damaged");
     if has_tool("ssh") {
         strict_client_gets_in(&user);
     }
 
+    user.ok(&["down", "web"]);
+    no_process(&user.home());
     user.ok(&["rm", "-f", "web"]);
     no_process(&user.home());
     until("the removal of the cluster", GONE, || {
@@ -162,6 +166,25 @@ fn an_ordinary_user_boots_works_stops_boots_again_and_leaves_nothing() {
     });
     assert_eq!(interfaces(), before);
     assert_eq!(user.ok(&["ls", "-q"]), "");
+}
+
+/// The machine ends with it.
+fn kill_holder(user: &Account) {
+    let socket = user.home().join("clusters/web/holder.sock");
+    let holder = {
+        let stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+        let peer = rustix::net::sockopt::socket_peercred(&stream).unwrap();
+        peer.pid.as_raw_nonzero().get().cast_unsigned()
+    };
+    let all = process::with_text(&user.home()).into_iter();
+    let monitors: Vec<u32> = all.filter(|pid| process::parent(*pid) == holder).collect();
+    assert!(process::describe(&monitors).contains("qemu-system-"), "{monitors:?}");
+
+    process::signal(holder, Signal::KILL);
+    no_process(&user.home());
+    assert!(!socket.exists());
+    let rows: serde_json::Value = serde_json::from_str(&user.ok(&["ls", "-o", "json"])).unwrap();
+    assert_eq!(rows[0]["state"], "stopped", "{rows}");
 }
 
 /// OpenSSH, told to accept the pinned key only.
@@ -185,33 +208,4 @@ fn no_process(home: &Path) {
         }
         left.is_empty()
     });
-}
-
-#[test]
-fn a_machine_whose_holder_is_killed_boots_again_from_its_disk() {
-    let Some(image) = image() else { return };
-    let home = Home::new();
-    let image = image.to_str().unwrap();
-    home.ok(["up", "web", "--image", image, "--memory", "1024", "--cpus", CPUS]);
-    home.ok(["ssh", "web", "--", "echo kept | sudo tee /root/kept && sync"]);
-    let holder = {
-        let stream = std::os::unix::net::UnixStream::connect(home.socket("web")).unwrap();
-        let peer = rustix::net::sockopt::socket_peercred(&stream).unwrap();
-        peer.pid.as_raw_nonzero().get().cast_unsigned()
-    };
-    let monitors = home.processes().into_iter().filter(|pid| process::parent(*pid) == holder);
-    let monitors: Vec<u32> = monitors.collect();
-    assert!(process::describe(&monitors).contains("qemu-system-"), "{monitors:?}");
-
-    process::signal(holder, Signal::KILL);
-    home.assert_no_process_within(GONE);
-    assert!(!home.socket("web").exists());
-    assert_eq!(home.state("web").as_deref(), Some("stopped"));
-
-    home.ok(["up", "web"]);
-    assert_eq!(home.ok(["ssh", "web", "--", "sudo cat /root/kept"]), "kept\n");
-    let state = home.ok(["ssh", "web", "--", "systemctl is-system-running --wait"]);
-    assert_eq!(state, "running\n", "its disk was damaged");
-    home.ok(["rm", "-f", "web"]);
-    home.assert_untouched();
 }
