@@ -14,7 +14,7 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Far more than anything here takes.
 const WAIT: Duration = Duration::from_mins(5);
 /// So many writes are acknowledged before the power is cut among them.
-pub(crate) const WRITES: usize = 12;
+pub(crate) const WRITES: usize = 6;
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
