@@ -4,12 +4,18 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 /// The child will lead a new session and process group, so that a signal to the group reaches all
-/// it starts and nobody else.
+/// it starts and nobody else; and ends by the signals of a terminal, though we may ignore them as
+/// whatever a shell starts in the background does.
 pub(crate) fn lead_new_session(command: &mut Command) -> &mut Command {
-    // SAFETY: between fork and exec the closure makes one system call that is async-signal-safe,
-    // and it neither allocates nor takes a lock.
+    // SAFETY: between fork and exec the closure makes system calls that are async-signal-safe, and it
+    // neither allocates nor takes a lock.
     unsafe {
         command.pre_exec(|| {
+            for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
+                if libc::signal(signal, libc::SIG_DFL) == libc::SIG_ERR {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
             rustix::process::setsid()?;
             Ok(())
         })
