@@ -14,8 +14,6 @@ use crate::process::{self, FLEETBOX, Ran, has_tool, is_root, until};
 
 /// An account without rights that every Linux has.
 const NOBODY: u32 = 65534;
-/// Others boot beside it, in state roots that know nothing of each other.
-const CPUS: &str = "1";
 
 /// The disk of debian-12 in this user's own state root, if it is there. Where QEMU is required it
 /// must be.
@@ -128,7 +126,7 @@ fn an_ordinary_user_boots_works_loses_the_holder_boots_again_and_leaves_nothing(
     let before = interfaces();
     let user = Account::new(&image);
     let image = user.image.to_str().unwrap();
-    let printed = user.ok(&["up", "web", "--image", image, "--memory", "1024", "--cpus", CPUS]);
+    let printed = user.ok(&["up", "web", "--image", image, "--memory", "1024"]);
     assert!(printed.starts_with("web running "), "{printed}");
     assert_eq!(interfaces(), before, "the host's network was touched");
     let uname = user.ok(&["ssh", "web", "--", "uname", "-a"]);
