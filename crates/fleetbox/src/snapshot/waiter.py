@@ -301,11 +301,36 @@ def rest():
             return
 
 
+def listens(path):
+    with socket.socket(socket.AF_UNIX) as asking:
+        return asking.connect_ex(path) == 0
+
+
+def journal_anew():
+    """It knows the old machine-id; systemd starts it again, and nothing that is logged is lost. Whoever is
+    logged in stands still meanwhile, as for that moment nobody answers who is asked by journalctl(1)."""
+    stops, answers = "/sys/fs/cgroup/user.slice/cgroup.freeze", "/run/systemd/journal/io.systemd.journal"
+    if not (os.path.exists(stops) and os.path.exists(answers)):
+        os.kill(JOURNALD, signal.SIGTERM)
+        return
+    # They wait for us now.
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    tell([stops], "1")
+    try:
+        os.kill(JOURNALD, signal.SIGTERM)
+        deadline = time.monotonic() + 3
+        while os.path.exists("/proc/%d" % JOURNALD) or not listens(answers):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.005)
+    finally:
+        tell([stops], "0")
+
+
 def tidy_up():
     """What the machine can do without for a moment."""
     if JOURNALD is not None:
-        # It knows the old machine-id; systemd starts it again, and nothing that is logged is lost.
-        os.kill(JOURNALD, signal.SIGTERM)
+        journal_anew()
     saved = "/var/lib/systemd/random-seed"
     if os.path.exists(saved):
         with open(saved, "wb") as file:
