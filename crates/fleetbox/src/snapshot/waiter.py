@@ -306,6 +306,18 @@ def listens(path):
         return asking.connect_ex(path) == 0
 
 
+def settle(path):
+    """Until whoever asked before us has an answer (systemd's own `io.systemd.Journal.Synchronize`)."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(2)
+        try:
+            asking.connect(path)
+            asking.sendall(b'{"method":"io.systemd.Journal.Synchronize"}\0')
+            asking.recv(4096)
+        except OSError:
+            pass
+
+
 def journal_anew():
     """It knows the old machine-id; systemd starts it again, and nothing that is logged is lost. Whoever is
     logged in stands still meanwhile, as for that moment nobody answers who is asked by journalctl(1)."""
@@ -317,6 +329,7 @@ def journal_anew():
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     tell([stops], "1")
     try:
+        settle(answers)
         os.kill(JOURNALD, signal.SIGTERM)
         deadline = time.monotonic() + 3
         while os.path.exists("/proc/%d" % JOURNALD) or not listens(answers):
